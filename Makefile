@@ -1,0 +1,50 @@
+# make test               install into .venv and run the fast tests
+# make test-slow          the tests marked slow
+# make check              ruff and mypy
+# make demo               synthetic cohort -> training -> evaluation -> report/index.html
+# make demo DATA=/path    the same on a folder of BraTS cases
+# Works with make 3.81 (macOS). PYTHON=/path/to/python chooses the interpreter (3.10 to 3.12) for a new .venv.
+
+SHELL = /bin/sh
+VENV ?= .venv
+DATA ?=
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+SUPPORTED = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10 python; do \
+	$$p -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
+PIP = "$(BIN)/python" -m pip install --disable-pip-version-check
+
+.PHONY: help install test test-slow check demo clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.cfg pyproject.toml constraints/constraints.txt
+	@test -x "$(BIN)/python" || test -n "$(PYTHON)" || { \
+		echo "monai_rrr needs Python 3.10, 3.11 or 3.12, and none was found: install one, or say make PYTHON=/path/to/python" >&2; exit 1; }
+	@test -x "$(BIN)/python" || "$(PYTHON)" -c '$(SUPPORTED)' || { \
+		echo "monai_rrr needs Python 3.10, 3.11 or 3.12; $(PYTHON) is `"$(PYTHON)" --version 2>&1`" >&2; exit 1; }
+	test -x "$(BIN)/python" || "$(PYTHON)" -m venv "$(VENV)"
+	$(PIP) torch==2.13.0
+	$(PIP) -c constraints/constraints.txt -e ".[demo,dev,notebooks]"
+	touch "$@"
+
+test: $(INSTALLED)
+	"$(BIN)/python" -m pytest
+
+test-slow: $(INSTALLED)
+	"$(BIN)/python" -m pytest -m "slow and not gpu" --durations=15
+
+check: $(INSTALLED)
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+	"$(BIN)/mypy"
+
+demo: $(INSTALLED)
+	"$(BIN)/monai-rrr" demo $(if $(DATA),--data "$(DATA)")
+
+clean:
+	rm -rf build dist demo report .pytest_cache .mypy_cache .ruff_cache
