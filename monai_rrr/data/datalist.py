@@ -1,0 +1,133 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""From a folder or a JSON file to a list of cases."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from monai_rrr.data.datalist_json import is_msd_folder, read_datalist
+from monai_rrr.data.discovery import EXPECTED_NAMES, find_cases
+from monai_rrr.errors import DataError, DatasetError
+from monai_rrr.utils.enums import MODALITIES
+
+__all__ = ["Case", "load_datalist"]
+
+Case: TypeAlias = dict[str, Any]
+
+
+def load_datalist(
+    source: str | Path,
+    modalities: Sequence[str] | None = None,
+    section: str = "training",
+    with_labels: bool | None = None,
+    require: Sequence[str] = (),
+) -> list[Case]:
+    """List the cases of a data set; no image is opened.
+
+    A case is a plain JSON dictionary: ``case_id``, ``modalities`` (name to path, any subset of t1, t1c, t2, flair),
+    ``volumes`` (only for 4-D files: name to index in the fourth dimension), ``label`` (only if there is one).
+    The naming found never decides the label convention.
+
+    Args:
+        source: folder of BraTS cases (``*_t1ce.nii.gz``, ``*-t1c.nii.gz``, any capitals, ``.nii`` too) or of one case,
+            folder of MSD Task01 with its ``dataset.json``, or a datalist in JSON as MONAI's.
+        modalities: keep only these. For a JSON datalist that has lists of files or 4-D files and does not say which
+            is which, it is required, and gives their order.
+        section: section of a JSON datalist, such as ``"training"``.
+        with_labels: True demands a label of every case, False leaves labels out, None takes what there is.
+        require: modalities that every case must have.
+
+    Returns:
+        The cases, sorted by ``case_id``.
+
+    Raises:
+        DataError: When the source can't be read, or holds no case.
+        DatasetError: All faults of the cases: missing or ambiguous modalities, missing labels.
+        ValueError: When ``modalities`` or ``require`` names an unknown modality.
+    """
+    wanted = _check_names("modalities", modalities)
+    needed = _check_names("require", require) or ()
+    source = Path(os.path.abspath(Path(source).expanduser()))
+    if source.is_dir():
+        json_file = source / "dataset.json" if is_msd_folder(source) else None
+    elif source.is_file() and source.suffix.lower() == ".json":
+        json_file = source
+    else:
+        kind = "a file of another kind" if source.exists() else "nothing"
+        raise DataError("source-missing", f"expected a folder or a JSON datalist, got {kind}", path=source)
+    cases, faults = find_cases(source) if json_file is None else read_datalist(json_file, section, wanted)
+    if not cases:
+        raise DataError(
+            "no-cases",
+            "expected at least one case, found none",
+            path=source,
+            hint=f"files are found by their names, ending in .nii or .nii.gz ({EXPECTED_NAMES}; label: *_seg)",
+        )
+    cases = [_select(case, wanted, with_labels) for case in cases]
+    faults += [fault for case in cases for fault in _missing(case, wanted or MODALITIES, needed, with_labels)]
+    if faults:
+        raise DatasetError(faults)
+    return sorted(cases, key=lambda case: str(case["case_id"]))
+
+
+def _check_names(argument: str, names: Sequence[str] | None) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    names = (names,) if isinstance(names, str) else tuple(str(name) for name in names)
+    unknown = [name for name in names if name not in MODALITIES]
+    if unknown or len(set(names)) < len(names):
+        raise ValueError(f"expected {argument} to be different names out of {MODALITIES}, got {names}")
+    return names
+
+
+def _select(case: Case, wanted: Sequence[str] | None, with_labels: bool | None) -> Case:
+    keep = [name for name in MODALITIES if name in case["modalities"] and (wanted is None or name in wanted)]
+    out: Case = {"case_id": case["case_id"], "modalities": {name: case["modalities"][name] for name in keep}}
+    if "volumes" in case:
+        out["volumes"] = {name: case["volumes"][name] for name in keep if name in case["volumes"]}
+    if "label" in case and with_labels is not False:
+        out["label"] = case["label"]
+    if "split" in case:
+        out["split"] = case["split"]
+    return out
+
+
+def _missing(case: Case, wanted: Sequence[str], needed: Sequence[str], with_labels: bool | None) -> list[DataError]:
+    case_id, faults = str(case["case_id"]), []
+    absent = [name for name in needed if name not in case["modalities"]]
+    for name in absent:
+        faults.append(
+            DataError(
+                "modality-missing",
+                f"expected a file for {name}, found only {', '.join(case['modalities']) or 'none'}",
+                case_id=case_id,
+                field=name,
+                hint=f"expected names are {EXPECTED_NAMES}",
+            )
+        )
+    if not case["modalities"] and not absent:
+        faults.append(
+            DataError(
+                "modality-missing",
+                f"expected at least one of {', '.join(wanted)}, found none",
+                case_id=case_id,
+                field="modalities",
+                hint=f"expected names are {EXPECTED_NAMES}",
+            )
+        )
+    if with_labels and "label" not in case:
+        faults.append(DataError("label-missing", "expected a label file, found none", case_id=case_id, field="label"))
+    return faults

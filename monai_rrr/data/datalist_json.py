@@ -1,0 +1,168 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Read a datalist in JSON: MONAI's, that of the Medical Segmentation Decathlon, or a list of cases."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_rrr.data.discovery import match_name, modality_of
+from monai_rrr.errors import DataError
+from monai_rrr.utils.enums import MODALITIES
+
+__all__ = ["is_msd_folder", "read_datalist"]
+
+
+def is_msd_folder(folder: Path) -> bool:
+    """Tell whether a folder has a ``dataset.json`` that names the modalities, as MSD's has."""
+    file = folder / "dataset.json"
+    if not file.is_file():
+        return False
+    content = _load(file)
+    return isinstance(content, dict) and "modality" in content
+
+
+def read_datalist(
+    file: Path, section: str, modalities: Sequence[str] | None
+) -> tuple[list[dict[str, Any]], list[DataError]]:
+    """Read one section of a JSON datalist; relative paths are relative to the JSON file.
+
+    An entry is a case (``case_id`` and ``modalities``), or has ``image``: one path of a 4-D file, or a list with one
+    path per modality. Their order comes from the file's ``modality`` map, or else from ``modalities``.
+
+    Args:
+        file: the JSON file.
+        section: key of the list; a file that is a list itself has no sections.
+        modalities: order of the files or volumes, when the file does not give it.
+
+    Returns:
+        The cases, and the faults of single entries, each naming the entry's index.
+
+    Raises:
+        DataError: When the file is no datalist, or has no such section.
+    """
+    content = _load(file)
+    entries = content.get(section) if isinstance(content, dict) else content
+    if not isinstance(entries, list):
+        lists = [key for key, value in content.items() if isinstance(value, list)] if isinstance(content, dict) else []
+        raise DataError(
+            "datalist-section",
+            f"expected a list under {section!r}, got lists under {lists or 'no key'}",
+            field=section,
+            path=file,
+        )
+    order = _declared_order(content, file) if isinstance(content, dict) else None
+    if order is None and modalities is not None:
+        order = tuple(modalities)
+    cases, faults = [], []
+    for index, entry in enumerate(entries):
+        try:
+            cases.append(_read_entry(entry, order, file.parent))
+        except _EntryError as error:
+            faults.append(DataError("datalist-entry", f"{error}", field=f"{section}[{index}]", path=file))
+    return cases, faults
+
+
+class _EntryError(Exception):
+    pass
+
+
+def _load(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError("datalist-json", f"expected JSON text, got {error}", path=file) from error
+    except OSError as error:
+        raise DataError("file-unreadable", f"expected a readable file, got {error.strerror}", path=file) from error
+
+
+def _declared_order(content: dict[str, Any], file: Path) -> tuple[str, ...] | None:
+    declared = content.get("modality")
+    if declared is None:
+        return None
+    try:
+        names = [declared[str(index)] for index in range(len(declared))]
+        order = tuple(modality_of(str(name)) or "" for name in names)
+    except (KeyError, TypeError):
+        order = ("",)
+    if "" in order or len(set(order)) < len(order):
+        raise DataError(
+            "datalist-modality",
+            f'expected a map such as {{"0": "FLAIR", "1": "T1w"}} of different modalities, got {declared!r}',
+            field="modality",
+            path=file,
+        )
+    return order
+
+
+def _read_entry(entry: Any, order: tuple[str, ...] | None, root: Path) -> dict[str, Any]:
+    if isinstance(entry, str):
+        entry = {"image": entry}
+    if not isinstance(entry, dict):
+        raise _EntryError(f"expected an object with image or modalities, got {type(entry).__name__}")
+    if "modalities" in entry:
+        case = _read_case(entry, root)
+    elif "image" in entry:
+        case = _read_images(entry["image"], order, root)
+    else:
+        raise _EntryError(f"expected the key image or modalities, got {sorted(map(str, entry))}")
+    if "case_id" in entry:
+        case["case_id"] = entry["case_id"]
+    if not isinstance(case.get("case_id"), str) or not case["case_id"]:
+        raise _EntryError(f"expected case_id to be a non-empty text, got {case.get('case_id')!r}")
+    if entry.get("label") is not None:
+        case["label"] = _path(entry["label"], root, "label")
+    if entry.get("split") is not None:
+        case["split"] = str(entry["split"])
+    return case
+
+
+def _read_case(entry: dict[str, Any], root: Path) -> dict[str, Any]:
+    paths, volumes = entry["modalities"], entry.get("volumes") or {}
+    for key, value in (("modalities", paths), ("volumes", volumes)):
+        if not isinstance(value, dict) or not set(value) <= set(MODALITIES):
+            raise _EntryError(f"expected {key} to map names out of {MODALITIES}, got {value!r}")
+    if not all(isinstance(index, int) and index >= 0 and name in paths for name, index in volumes.items()):
+        raise _EntryError(f"expected volumes to map names of modalities to indices from 0, got {volumes!r}")
+    case = {"modalities": {name: _path(path, root, name) for name, path in paths.items()}}
+    return {**case, "volumes": dict(volumes)} if volumes else case
+
+
+def _read_images(image: Any, order: tuple[str, ...] | None, root: Path) -> dict[str, Any]:
+    paths = [_path(item, root, "image") for item in (image if isinstance(image, list) else [image])]
+    if order is None:
+        raise _EntryError("expected modalities to be given as the order of the images, got none")
+    if isinstance(image, list) and len(paths) != len(order):
+        raise _EntryError(f"expected {len(order)} images ({', '.join(order)}), got {len(paths)}")
+    case: dict[str, Any] = {"case_id": _case_id(paths[0])}
+    if isinstance(image, list):
+        return {**case, "modalities": dict(zip(order, paths, strict=True))}
+    case["modalities"] = dict.fromkeys(order, paths[0])
+    return {**case, "volumes": {name: index for index, name in enumerate(order)}} if len(order) > 1 else case
+
+
+def _path(value: Any, root: Path, field: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise _EntryError(f"expected {field} to be a path, got {value!r}")
+    return os.path.abspath(root / value)
+
+
+def _case_id(path: str) -> str:
+    name = Path(path).name
+    match = match_name(name)
+    if match is None:
+        return name.removesuffix(".gz").removesuffix(".nii")
+    return match[0] or Path(path).parent.name

@@ -1,0 +1,259 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Slice tags: the first and last axial slice of each tumor region, as a radiologist can note them down."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from monai_rrr.errors import DataError, DatasetError
+from monai_rrr.utils.enums import REGIONS
+from monai_rrr.utils.files import atomic_write
+
+__all__ = ["Tags", "check_tags", "read_tags", "slice_labels", "tag_budget", "write_tags"]
+
+Tags: TypeAlias = dict[str, tuple[int, int] | None]
+"""Region to (first, last) slice, or None when the region is absent.
+
+Slices are counted from 0 at the inferior end of the case's own grid in canonical (RAS) orientation; both ends count.
+"""
+
+COLUMNS = ("case_id", *(f"{region}_{end}" for region in REGIONS for end in ("first", "last")))
+
+
+def read_tags(path: str | Path) -> dict[str, Tags]:
+    """Read slice tags from a table or a JSON file.
+
+    A table (``.csv``, comma or semicolon) has the header
+    ``case_id,WT_first,WT_last,TC_first,TC_last,ET_first,ET_last``; both numbers of an absent region stay blank.
+    JSON has the form ``{"case": {"WT": [41, 97], "TC": [50, 60], "ET": null}}``.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Case id to tags.
+
+    Raises:
+        DataError: When the file can't be read, or is no table of tags.
+        DatasetError: All rows that are wrong, each with row, case and region.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".csv", ".json"):
+        raise DataError("tags-format", f"expected a .csv or .json file, got {path.name!r}", field="tags", path=path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        message = f"expected a readable file, got {error.strerror}"
+        raise DataError("file-unreadable", message, field="tags", path=path) from error
+    except UnicodeDecodeError as error:
+        raise DataError("tags-format", f"expected UTF-8 text, got {error}", field="tags", path=path) from error
+    rows = _csv_rows(text, path) if path.suffix.lower() == ".csv" else _json_rows(text, path)
+    tags: dict[str, Tags] = {}
+    places: dict[str, str] = {}
+    faults: list[DataError] = []
+    for place, case_id, spans in rows:
+        try:
+            if not case_id:
+                raise _RowError("case_id", "expected a case id, got nothing")
+            if case_id.casefold() in places:
+                raise _RowError("case_id", f"expected each case once, also in {places[case_id.casefold()]}")
+            places[case_id.casefold()] = place
+            tags[case_id] = _parse(spans)
+        except _RowError as error:
+            message = f"{place}: {error.message}"
+            faults.append(DataError("tags-row", message, case_id=case_id or None, field=error.field, path=path))
+    if faults:
+        raise DatasetError(faults)
+    return tags
+
+
+def write_tags(path: str | Path, tags: Mapping[str, Tags]) -> None:
+    """Write slice tags as a table (``.csv``) or as JSON (``.json``), whole or not at all.
+
+    Args:
+        path: where to write.
+        tags: case id to tags.
+
+    Raises:
+        DataError: When a case's tags are not legal.
+        ValueError: When the suffix is neither ``.csv`` nor ``.json``.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".csv", ".json"):
+        raise ValueError(f"expected a path that ends in .csv or .json, got {path.name!r}")
+    for case_id, spans in tags.items():
+        check_tags(spans, case_id=case_id)
+    if path.suffix.lower() == ".json":
+        lines = [f"  {json.dumps(case)}: {json.dumps({r: spans[r] for r in REGIONS})}" for case, spans in tags.items()]
+        text = "{\n" + ",\n".join(lines) + "\n}\n"
+    else:
+        table = io.StringIO(newline="")
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for case_id, spans in tags.items():
+            writer.writerow([case_id, *(value for region in REGIONS for value in (spans[region] or ("", "")))])
+        text = table.getvalue()
+    atomic_write(path, text.encode("utf-8"))
+
+
+def check_tags(
+    tags: Mapping[str, tuple[int, int] | None], *, slices: int | None = None, case_id: str | None = None
+) -> None:
+    """Check that tags are complete, ordered, nested, and inside the image.
+
+    Args:
+        tags: tags of one case.
+        slices: number of axial slices of the case, when known.
+        case_id: case to name in the error.
+
+    Raises:
+        DataError: ``tags``, with the region, the expected and the actual numbers.
+    """
+    try:
+        _parse(tags)
+        for region in REGIONS:
+            span = tags[region]
+            if span is not None and slices is not None and span[1] >= slices:
+                raise _RowError(region, f"expected slices 0 to {slices - 1}, got {region} {span[0]}-{span[1]}")
+    except _RowError as error:
+        raise DataError("tags", error.message, case_id=case_id, field=error.field) from None
+
+
+def tag_budget(tags: Mapping[str, Tags]) -> dict[str, float]:
+    """Count the integers that somebody had to give: two per region present, none for an absent one.
+
+    Args:
+        tags: case id to tags.
+
+    Returns:
+        ``cases``, ``integers`` (total) and ``integers_per_case`` (mean, 0 without cases).
+
+    Example:
+        >>> tag_budget({"a": {"WT": (4, 9), "TC": (5, 6), "ET": None}, "b": {"WT": None, "TC": None, "ET": None}})
+        {'cases': 2, 'integers': 4, 'integers_per_case': 2.0}
+    """
+    integers = sum(2 for spans in tags.values() for span in spans.values() if span is not None)
+    return {"cases": len(tags), "integers": integers, "integers_per_case": integers / max(len(tags), 1)}
+
+
+def slice_labels(tags: Mapping[str, tuple[int, int] | None], z: Tensor | Sequence[float]) -> Tensor:
+    """Look up which regions the tags give at axial positions.
+
+    Args:
+        tags: tags of one case.
+        z: canonical slice indices, which may lie between slices; slice ``k`` reaches from ``k - 0.5`` to ``k + 0.5``.
+
+    Shape:
+        - z: ``D``.
+        - output: ``3D`` float32 in the order WT, TC, ET; 1 where ``first - 0.5 <= z <= last + 0.5``, else 0.
+
+    Example:
+        >>> slice_labels({"WT": (1, 2), "TC": None, "ET": None}, [0.0, 1.0, 2.4, 3.0]).tolist()
+        [[0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    """
+    positions = torch.as_tensor(z, dtype=torch.float64)
+    if positions.ndim != 1:
+        raise ValueError(f"expected z of shape D, got {tuple(positions.shape)}")
+    out = torch.zeros(len(REGIONS), len(positions), dtype=torch.float32, device=positions.device)
+    for row, region in zip(out, REGIONS, strict=True):
+        span = tags[region]
+        if span is not None:
+            row[(positions >= span[0] - 0.5) & (positions <= span[1] + 0.5)] = 1.0
+    return out
+
+
+class _RowError(Exception):
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field, self.message = field, message
+
+
+def _parse(spans: Mapping[str, Any]) -> Tags:
+    """Check one case's spans; each is None or a pair of integers, or of their texts."""
+    unknown, missing = sorted(set(spans) - set(REGIONS)), [r for r in REGIONS if r not in spans]
+    if unknown or missing:
+        raise _RowError("regions", f"expected the regions {', '.join(REGIONS)}, got {', '.join(map(str, spans))}")
+    tags: Tags = {region: _parse_span(region, spans[region]) for region in REGIONS}
+    for outer, inner in pairwise(REGIONS):
+        around, span = tags[outer], tags[inner]
+        if span is not None and (around is None or span[0] < around[0] or span[1] > around[1]):
+            got = f"{inner} {span[0]}-{span[1]} and {outer} " + (f"{around[0]}-{around[1]}" if around else "absent")
+            raise _RowError(inner, f"expected {inner} inside {outer}, got {got}")
+    return tags
+
+
+def _parse_span(region: str, span: Any) -> tuple[int, int] | None:
+    if span is None:
+        return None
+    if not isinstance(span, (list, tuple)) or len(span) != 2:
+        raise _RowError(region, f"expected {region} to be [first, last] or null, got {span!r}")
+    try:
+        if not all(isinstance(value, (int, str)) and not isinstance(value, bool) for value in span):
+            raise ValueError
+        first, last = int(span[0]), int(span[1])
+    except ValueError:
+        message = f"expected two integers for {region}_first and {region}_last, got {span[0]!r} and {span[1]!r}"
+        raise _RowError(region, message) from None
+    if not 0 <= first <= last:
+        raise _RowError(region, f"expected 0 <= {region}_first <= {region}_last, got {first} and {last}")
+    return first, last
+
+
+def _csv_rows(text: str, path: Path) -> list[tuple[str, str, dict[str, Any]]]:
+    header = text.partition("\n")[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=";" if header.count(";") > header.count(",") else ",")
+    names = [name.strip() for name in next(reader, [])]
+    if sorted(names) != sorted(COLUMNS):
+        raise DataError("tags-format", f"expected the columns {COLUMNS}, got {names}", field="tags", path=path)
+    rows: list[tuple[str, str, dict[str, Any]]] = []
+    for cells in reader:
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(names):
+            message = f"row {reader.line_num}: expected {len(names)} cells, got {len(cells)}"
+            raise DataError("tags-format", message, field="tags", path=path)
+        row = dict(zip(names, (cell.strip() for cell in cells), strict=True))
+        spans = {r: _blank_to_none((row[f"{r}_first"], row[f"{r}_last"])) for r in REGIONS}
+        rows.append((f"row {reader.line_num}", row["case_id"], spans))
+    return rows
+
+
+def _blank_to_none(pair: tuple[str, str]) -> tuple[str, str] | None:
+    return None if pair == ("", "") else pair
+
+
+def _json_rows(text: str, path: Path) -> list[tuple[str, str, dict[str, Any]]]:
+    try:
+        # A list of pairs instead of a dictionary, so that a case that occurs twice is seen.
+        content = json.loads(text, object_pairs_hook=lambda pairs: pairs)
+    except (ValueError, RecursionError) as error:
+        raise DataError("tags-format", f"expected JSON text, got {error}", field="tags", path=path) from error
+    if not isinstance(content, list) or not all(isinstance(pair, tuple) for pair in content):
+        message = 'expected {"case": {"WT": [first, last], "TC": null, ...}, ...}'
+        raise DataError("tags-format", f"{message}, got {type(content).__name__}", field="tags", path=path)
+    rows: list[tuple[str, str, dict[str, Any]]] = []
+    for number, (case_id, spans) in enumerate(content, start=1):
+        if not isinstance(spans, list) or not all(isinstance(pair, tuple) for pair in spans):
+            message = f"entry {number}: expected an object of regions, got {spans!r}"
+            raise DataError("tags-format", message, case_id=case_id, field="tags", path=path)
+        rows.append((f"entry {number}", case_id, dict(spans)))
+    return rows
