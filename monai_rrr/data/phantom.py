@@ -1,0 +1,187 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""Synthetic cohorts of multimodal MRI with gliomas, as files in the layout of BraTS 2021."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_rrr.data.anatomy import Subject
+from monai_rrr.data.field import Grid
+from monai_rrr.data.scanner import Distractors, Scanner
+from monai_rrr.data.tumor import Lesion, TumorPlan, grow
+
+__all__ = ["PHANTOM_VERSION", "generate_cohort"]
+
+Array = NDArray[np.float32]
+
+PHANTOM_VERSION = 1
+_FRAME_MM = (240.0, 240.0, 155.0)
+_REACH_MM = (81.0, 96.0, 76.0)  # half size of the box around the brain
+_MODALITIES = ("t1", "t1ce", "t2", "flair")
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The stored grid, and the finer grid around the brain on which signals are rendered."""
+
+    spacing: float
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        x, y, z = (max(1, round(size / self.spacing)) for size in _FRAME_MM)
+        return x, y, z
+
+    @property
+    def factor(self) -> int:
+        return max(1, round(self.spacing / 1.5))
+
+    def box(self) -> tuple[slice, slice, slice]:
+        half = [min(int(np.ceil(r / self.spacing)), n // 2) for r, n in zip(_REACH_MM, self.shape, strict=True)]
+        x, y, z = (slice(n // 2 - h, n - n // 2 + h) for n, h in zip(self.shape, half, strict=True))
+        return x, y, z
+
+    def grid(self, factor: int) -> Grid:
+        step = self.spacing / factor
+        axes = [
+            ((np.arange(cut.start * factor, cut.stop * factor) + 0.5) * step - n * self.spacing / 2).astype(np.float32)
+            for cut, n in zip(self.box(), self.shape, strict=True)
+        ]
+        return Grid(*axes)
+
+    def reduce(self, fine: Array) -> Array:
+        f = self.factor
+        x, y, z = (n // f for n in fine.shape)
+        return np.asarray(fine.reshape(x, f, y, f, z, f).mean((1, 3, 5)))
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        return np.array(
+            [[-self.spacing, 0, 0, 0], [0, -self.spacing, 0, 239], [0, 0, self.spacing, 0], [0, 0, 0, 1]], np.float64
+        )
+
+
+def generate_cohort(
+    out: str | Path,
+    cases: int,
+    seed: int = 0,
+    spacing: float = 3.0,
+    controls: float = 0.1,
+    first: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Write synthetic cases in the layout of BraTS 2021 (label convention ``"brats2018"``).
+
+    Args:
+        out: folder that receives one folder per case and the manifest ``cohort.json``.
+        cases: number of cases.
+        seed: seed of the cohort; a case depends only on the seed and its index (and on ``spacing``, ``controls``).
+        spacing: voxel size in mm, between 1 and 8.
+        controls: share of tumor-free cases, in [0, 1].
+        first: index of the first case.
+        progress: called with (done, cases) after each case.
+
+    Returns:
+        The folders of the cases, in order.
+
+    Raises:
+        ValueError: When an argument is out of range.
+    """
+    _check(cases, seed, spacing, controls, first)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    folders, records = [], []
+    for index in range(first, first + cases):
+        folder = out / f"Phantom_{seed}_{index:04d}"
+        images, label, record = _render(seed, index, spacing, controls)
+        _write(folder, images, label, _Frame(spacing).affine)
+        folders.append(folder)
+        records.append({"case_id": folder.name, "index": index, **record})
+        if progress is not None:
+            progress(len(folders), cases)
+    manifest = {"version": PHANTOM_VERSION, "seed": seed, "spacing": spacing, "controls": controls, "cases": records}
+    partial = out / f".cohort.json.{os.getpid()}"
+    partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, out / "cohort.json")
+    return folders
+
+
+def _check(cases: int, seed: int, spacing: float, controls: float, first: int) -> None:
+    if cases < 1:
+        raise ValueError(f"cases must be at least 1, got {cases}")
+    if seed < 0 or first < 0:
+        raise ValueError(f"seed and first must not be negative, got seed {seed} and first {first}")
+    if not 1.0 <= spacing <= 8.0:
+        raise ValueError(f"spacing must be between 1 and 8 mm, got {spacing}")
+    if not 0.0 <= controls <= 1.0:
+        raise ValueError(f"controls must be in [0, 1], got {controls}")
+
+
+def _render(
+    seed: int, index: int, spacing: float, controls: float
+) -> tuple[dict[str, NDArray[np.int16]], NDArray[np.uint8], dict[str, object]]:
+    head, tumor, signs, *scans = np.random.SeedSequence(entropy=seed, spawn_key=(index,)).spawn(3 + len(_MODALITIES))
+    frame, subject, rng = _Frame(spacing), Subject(head), np.random.default_rng(tumor)
+    fine = frame.grid(frame.factor)
+    plan = None
+    conspicuity = float(rng.uniform(0.45, 1.0))
+    if rng.random() >= controls:
+        coarse = _Frame(6.0).grid(1)
+        plan = TumorPlan.draw(rng, subject.tissue(coarse), coarse)
+        tissue = subject.tissue(fine, plan.push)
+        lesion = grow(plan, tissue, fine, rng)
+    else:
+        tissue = subject.tissue(fine)
+        lesion = Lesion(*np.zeros((3, *fine.shape), np.float32))
+    other = Distractors.draw(np.random.default_rng(signs), tissue, fine, lesion.whole)
+    brain = frame.reduce(tissue.brain.astype(np.float32)) > 0.5
+    label = _embed(_label(frame, lesion, brain), frame)
+    images = {}
+    for modality, stream in zip(_MODALITIES, scans, strict=True):
+        scanner = Scanner(modality, conspicuity, np.random.default_rng(stream))
+        clean = frame.reduce(scanner.clean(tissue, lesion, other, fine))
+        images[modality] = _embed(scanner.acquire(clean, brain, spacing), frame)
+    record: dict[str, object] = {"control": plan is None, "conspicuity": conspicuity}
+    return images, label, record | ({} if plan is None else {"tumor": asdict(plan)})
+
+
+def _label(frame: _Frame, lesion: Lesion, brain: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    parts = np.stack([frame.reduce(part) for part in (lesion.ncr, lesion.ed, lesion.et)])
+    inside = (parts.sum(0) > 0.5) & brain
+    return np.where(inside, np.array([1, 2, 4], np.uint8)[parts.argmax(0)], 0).astype(np.uint8)
+
+
+def _embed(box: NDArray[np.generic], frame: _Frame) -> NDArray[np.generic]:
+    full = np.zeros(frame.shape, box.dtype)
+    full[frame.box()] = box
+    return full[::-1, ::-1]  # RAS to LPS
+
+
+def _write(
+    folder: Path, images: dict[str, NDArray[np.int16]], label: NDArray[np.uint8], affine: NDArray[np.float64]
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in {**images, "seg": label}.items():
+        image = nib.Nifti1Image(np.ascontiguousarray(array), affine)
+        image.header.set_xyzt_units("mm")
+        partial = folder / f".{os.getpid()}_{name}.nii.gz"
+        nib.save(image, partial)
+        os.replace(partial, folder / f"{folder.name}_{name}.nii.gz")
