@@ -13,16 +13,24 @@
 
 from __future__ import annotations
 
+from .brain_box import BrainBox, make_brain_box, tag_extents
+from .cache import BrainBoxCache
 from .datalist import Case, load_datalist
+from .load import LoadBrainBoxd
 from .tags import Tags, check_tags, read_tags, slice_labels, tag_budget, write_tags
 
 __all__ = [
+    "BrainBox",
+    "BrainBoxCache",
     "Case",
+    "LoadBrainBoxd",
     "Tags",
     "check_tags",
     "load_datalist",
+    "make_brain_box",
     "read_tags",
     "slice_labels",
     "tag_budget",
+    "tag_extents",
     "write_tags",
 ]

@@ -14,5 +14,17 @@
 from __future__ import annotations
 
 from .regions import LabelToRegionsd, to_labels, to_regions
+from .resample import resample_box
+from .slab import RandSlabd
+from .source_grid import to_source_grid
+from .whole_volume import WholeVolumed
 
-__all__ = ["LabelToRegionsd", "to_labels", "to_regions"]
+__all__ = [
+    "LabelToRegionsd",
+    "RandSlabd",
+    "WholeVolumed",
+    "resample_box",
+    "to_labels",
+    "to_regions",
+    "to_source_grid",
+]

@@ -1,0 +1,183 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A folder of brain boxes, so that a case is decompressed, verified and down-sampled once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from monai_rrr.data.brain_box import BrainBox, make_brain_box
+from monai_rrr.errors import DataError, DatasetError
+from monai_rrr.utils.files import atomic_write, safe_name, sha256
+
+__all__ = ["BrainBoxCache"]
+
+FORMAT_VERSION = 1
+_Stamp = tuple[int, int]
+
+
+class BrainBoxCache:
+    """Brain boxes on disk, keyed by the content of the source files, the parameters and the format version.
+
+    A case takes three files: image and brain mask (``.npy``, mapped into memory when read) and a JSON side-car with
+    the rest and the checksums. The side-car is written last, so a case that was interrupted does not count. Checksums
+    are compared when a process reads a case for the first time; a damaged case is built again with a warning that
+    names the file. Masks and other labels are never read. Safe to share between processes and with data loader workers.
+
+    Args:
+        directory: folder of the cache; created when missing.
+        spacing: see :func:`make_brain_box`.
+
+    Example:
+        >>> cache = BrainBoxCache("cache", spacing=3.0)  # doctest: +SKIP
+        >>> cache.build(cases)  # doctest: +SKIP
+        >>> cache.get(cases[0]).image.shape  # doctest: +SKIP
+        (4, 47, 58, 48)
+    """
+
+    def __init__(self, directory: str | Path, spacing: float | None = None) -> None:
+        if spacing is not None and not spacing > 0:
+            raise ValueError(f"spacing must be positive (mm), got {spacing}")
+        self.directory = Path(directory)
+        self.spacing = spacing
+        self._hashes: dict[str, tuple[_Stamp, str]] = {}
+        self._intact: dict[str, tuple[_Stamp, ...]] = {}
+
+    def get(self, case: Mapping[str, Any]) -> BrainBox:
+        """Return the brain box of a case, from the cache when it is there and intact.
+
+        Raises:
+            DataError: When a source file is missing, damaged or does not fit the others.
+        """
+        stem = self._stem(case)
+        if self._side_car(stem).exists():
+            try:
+                return self._load(stem)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                message = f"cache of case {case['case_id']} is damaged and is built again: {error}"
+                warnings.warn(message, RuntimeWarning, stacklevel=2)
+        self._store(stem, make_brain_box(case, self.spacing))
+        return self._load(stem)
+
+    def build(
+        self,
+        cases: Sequence[Mapping[str, Any]],
+        workers: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Make sure that every case is in the cache.
+
+        Args:
+            cases: the datalist.
+            workers: number of threads; 0 works in the calling one.
+            progress: called with (done, total) after each case.
+
+        Raises:
+            DatasetError: With the faults of all cases, after all of them were tried.
+        """
+        faults: list[DataError] = []
+
+        def attempt(case: Mapping[str, Any]) -> DataError | None:
+            try:
+                self.get(case)
+            except DataError as error:
+                return error
+            return None
+
+        with ThreadPoolExecutor(max_workers=max(workers, 1)) as pool:
+            results = pool.map(attempt, cases) if workers > 0 else map(attempt, cases)
+            for done, fault in enumerate(results, start=1):
+                faults += [] if fault is None else [fault]
+                if progress is not None:
+                    progress(done, len(cases))
+        if faults:
+            raise DatasetError(faults)
+
+    def key(self, case: Mapping[str, Any]) -> str:
+        """Return the SHA-256 over the contents of the case's images, the parameters and the format version."""
+        volumes = case.get("volumes", {})
+        sources = [[name, self._hash(case, name), volumes.get(name)] for name in sorted(case["modalities"])]
+        text = json.dumps({"format": FORMAT_VERSION, "spacing": self.spacing, "sources": sources})
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _hash(self, case: Mapping[str, Any], name: str) -> str:
+        path = str(case["modalities"][name])
+        try:
+            stamp = _stamp(path)
+        except OSError as error:
+            raise DataError(
+                "file-missing", f"can't be read: {error.strerror}", case_id=str(case["case_id"]), field=name, path=path
+            ) from error
+        known = self._hashes.get(path)
+        if known is None or known[0] != stamp:
+            known = self._hashes[path] = (stamp, sha256(path))
+        return known[1]
+
+    def _stem(self, case: Mapping[str, Any]) -> Path:
+        return self.directory / f"{safe_name(str(case['case_id']))}-{self.key(case)[:16]}"
+
+    @staticmethod
+    def _side_car(stem: Path) -> Path:
+        return stem.with_name(stem.name + ".json")
+
+    @staticmethod
+    def _arrays(stem: Path) -> dict[str, Path]:
+        return {part: stem.with_name(f"{stem.name}.{part}.npy") for part in ("image", "brain")}
+
+    def _store(self, stem: Path, box: BrainBox) -> None:
+        meta = {name: np.asarray(value).tolist() for name, value in vars(box).items() if name not in ("image", "brain")}
+        meta["files"] = {}
+        # Z first: the slices of a slab are then one run of bytes.
+        for part, array in (("image", box.image.transpose(0, 3, 1, 2)), ("brain", box.brain.transpose(2, 0, 1))):
+            write = partial(np.save, arr=np.ascontiguousarray(array), allow_pickle=False)
+            meta["files"][part] = atomic_write(self._arrays(stem)[part], write)
+        atomic_write(self._side_car(stem), json.dumps(meta, indent=1).encode())
+
+    def _load(self, stem: Path) -> BrainBox:
+        meta = json.loads(self._side_car(stem).read_text(encoding="utf-8"))
+        paths = self._arrays(stem)
+        stamps = tuple(_stamp(path) for path in paths.values())
+        if self._intact.get(str(stem)) != stamps:
+            for part, path in paths.items():
+                if sha256(path) != meta["files"][part]:
+                    raise ValueError(f"{path} does not have the checksum in its side-car")
+            self._intact[str(stem)] = stamps
+        image, brain = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths.values())
+        shape = meta["source_shape"]
+        return BrainBox(
+            case_id=str(meta["case_id"]),
+            image=image.transpose(0, 2, 3, 1),
+            brain=brain.transpose(1, 2, 0),
+            present=np.asarray(meta["present"], dtype=bool),
+            mean=np.asarray(meta["mean"], dtype=np.float32),
+            std=np.asarray(meta["std"], dtype=np.float32),
+            slope=np.asarray(meta["slope"], dtype=np.float32),
+            affine=np.asarray(meta["affine"], dtype=np.float64),
+            source_affine=np.asarray(meta["source_affine"], dtype=np.float64),
+            source_shape=(int(shape[0]), int(shape[1]), int(shape[2])),
+            tag_grid=(float(meta["tag_grid"][0]), float(meta["tag_grid"][1])),
+        )
+
+
+def _stamp(path: str | Path) -> _Stamp:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
