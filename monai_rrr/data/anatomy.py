@@ -120,7 +120,7 @@ class Subject:
         for knot, amplitude in _DEFORMATION:
             shift += np.float32(amplitude) * smooth_noise(rng, grid, knot, channels=3)
         matrix = (_rotation(angle) / scale).astype(np.float32)
-        outer = self._to_mni(points + shift, matrix, 0.0)
+        outer = self._to_mni(points + np.float32(0.8) * shift, matrix, 0.0)
         inner = self._to_mni((points if push is None else push(points)) + shift, matrix, ventricles)
         brain = _sample(outer.reshape(3, -1), slice(2, 3))[0].reshape(grid.shape) > 0.5
         gm, wm = fractions = np.zeros((2, *grid.shape), np.float32)

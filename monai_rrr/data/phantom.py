@@ -14,11 +14,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -28,6 +29,7 @@ from monai_rrr.data.anatomy import Subject
 from monai_rrr.data.field import Grid
 from monai_rrr.data.scanner import Distractors, Scanner
 from monai_rrr.data.tumor import Lesion, TumorPlan, grow
+from monai_rrr.utils.files import atomic_write
 
 __all__ = ["PHANTOM_VERSION", "generate_cohort"]
 
@@ -35,15 +37,20 @@ Array = NDArray[np.float32]
 
 PHANTOM_VERSION = 1
 _FRAME_MM = (240.0, 240.0, 155.0)
-_REACH_MM = (81.0, 96.0, 76.0)  # half size of the box around the brain
 _MODALITIES = ("t1", "t1ce", "t2", "flair")
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """The stored grid, and the finer grid around the brain on which signals are rendered."""
+    """The stored grid, and the finer grid around the brain on which signals are rendered.
+
+    Args:
+        spacing: voxel size in mm.
+        reach: half size in mm of the box around the brain.
+    """
 
     spacing: float
+    reach: tuple[float, float, float] = (81.0, 96.0, 76.0)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -55,7 +62,7 @@ class _Frame:
         return max(1, round(self.spacing / 1.5))
 
     def box(self) -> tuple[slice, slice, slice]:
-        half = [min(int(np.ceil(r / self.spacing)), n // 2) for r, n in zip(_REACH_MM, self.shape, strict=True)]
+        half = [min(int(np.ceil(r / self.spacing)), n // 2) for r, n in zip(self.reach, self.shape, strict=True)]
         x, y, z = (slice(n // 2 - h, n - n // 2 + h) for n, h in zip(self.shape, half, strict=True))
         return x, y, z
 
@@ -67,6 +74,14 @@ class _Frame:
         ]
         return Grid(*axes)
 
+    def around(self, brain: NDArray[np.bool_], grid: Grid) -> _Frame:
+        """Shrink the box to a brain that was sampled on a coarse grid."""
+        half = []
+        for axis, centers in enumerate((grid.x, grid.y, grid.z)):
+            extent = np.abs(centers[brain.any(tuple({0, 1, 2} - {axis}))]).max() + 1.2 * (centers[1] - centers[0])
+            half.append(float(min(extent, self.reach[axis])))
+        return _Frame(self.spacing, (half[0], half[1], half[2]))
+
     def reduce(self, fine: Array) -> Array:
         f = self.factor
         x, y, z = (n // f for n in fine.shape)
@@ -74,9 +89,11 @@ class _Frame:
 
     @property
     def affine(self) -> NDArray[np.float64]:
-        return np.array(
-            [[-self.spacing, 0, 0, 0], [0, -self.spacing, 0, 239], [0, 0, self.spacing, 0], [0, 0, 0, 1]], np.float64
-        )
+        """Voxel to world, LPS storage: the BraTS frame, whose voxels of 1 mm have their first center at (0, 239, 0)."""
+        affine = np.diag((-self.spacing, -self.spacing, self.spacing, 1.0))
+        shift = (self.spacing - 1) / 2
+        affine[:3, 3] = (-shift, 239 - shift, shift)
+        return affine
 
 
 def generate_cohort(
@@ -107,20 +124,18 @@ def generate_cohort(
     """
     _check(cases, seed, spacing, controls, first)
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    folders, records = [], []
+    folders: list[Path] = []
+    records = []
     for index in range(first, first + cases):
         folder = out / f"Phantom_{seed}_{index:04d}"
         images, label, record = _render(seed, index, spacing, controls)
-        _write(folder, images, label, _Frame(spacing).affine)
+        _write(folder, {**images, "seg": label}, _Frame(spacing).affine)
         folders.append(folder)
-        records.append({"case_id": folder.name, "index": index, **record})
+        settings = {"seed": seed, "index": index, "spacing": spacing, "controls": controls}
+        records.append({"case_id": folder.name, "version": PHANTOM_VERSION, **settings, **record})
         if progress is not None:
             progress(len(folders), cases)
-    manifest = {"version": PHANTOM_VERSION, "seed": seed, "spacing": spacing, "controls": controls, "cases": records}
-    partial = out / f".cohort.json.{os.getpid()}"
-    partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, out / "cohort.json")
+    _write_manifest(out, records)
     return folders
 
 
@@ -137,15 +152,16 @@ def _check(cases: int, seed: int, spacing: float, controls: float, first: int) -
 
 def _render(
     seed: int, index: int, spacing: float, controls: float
-) -> tuple[dict[str, NDArray[np.int16]], NDArray[np.uint8], dict[str, object]]:
+) -> tuple[dict[str, NDArray[np.int16]], NDArray[np.uint8], dict[str, Any]]:
     head, tumor, signs, *scans = np.random.SeedSequence(entropy=seed, spawn_key=(index,)).spawn(3 + len(_MODALITIES))
-    frame, subject, rng = _Frame(spacing), Subject(head), np.random.default_rng(tumor)
+    subject, rng, coarse = Subject(head), np.random.default_rng(tumor), _Frame(6.0).grid(1)
+    rough = subject.tissue(coarse)
+    frame = _Frame(spacing).around(rough.brain, coarse)
     fine = frame.grid(frame.factor)
     plan = None
-    conspicuity = float(rng.uniform(0.45, 1.0))
+    conspicuity = float(rng.uniform(0.5, 1.05))
     if rng.random() >= controls:
-        coarse = _Frame(6.0).grid(1)
-        plan = TumorPlan.draw(rng, subject.tissue(coarse), coarse)
+        plan = TumorPlan.draw(rng, rough, coarse)
         tissue = subject.tissue(fine, plan.push)
         lesion = grow(plan, tissue, fine, rng)
     else:
@@ -159,8 +175,8 @@ def _render(
         scanner = Scanner(modality, conspicuity, np.random.default_rng(stream))
         clean = frame.reduce(scanner.clean(tissue, lesion, other, fine))
         images[modality] = _embed(scanner.acquire(clean, brain, spacing), frame)
-    record: dict[str, object] = {"control": plan is None, "conspicuity": conspicuity}
-    return images, label, record | ({} if plan is None else {"tumor": asdict(plan)})
+    record: dict[str, Any] = {"control": plan is None}
+    return images, label, record | ({} if plan is None else {"conspicuity": conspicuity, "tumor": asdict(plan)})
 
 
 def _label(frame: _Frame, lesion: Lesion, brain: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -169,19 +185,26 @@ def _label(frame: _Frame, lesion: Lesion, brain: NDArray[np.bool_]) -> NDArray[n
     return np.where(inside, np.array([1, 2, 4], np.uint8)[parts.argmax(0)], 0).astype(np.uint8)
 
 
-def _embed(box: NDArray[np.generic], frame: _Frame) -> NDArray[np.generic]:
+def _embed(box: NDArray[Any], frame: _Frame) -> NDArray[Any]:
     full = np.zeros(frame.shape, box.dtype)
     full[frame.box()] = box
     return full[::-1, ::-1]  # RAS to LPS
 
 
-def _write(
-    folder: Path, images: dict[str, NDArray[np.int16]], label: NDArray[np.uint8], affine: NDArray[np.float64]
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, array in {**images, "seg": label}.items():
+def _write(folder: Path, arrays: Mapping[str, NDArray[Any]], affine: NDArray[np.float64]) -> None:
+    for name, array in arrays.items():
         image = nib.Nifti1Image(np.ascontiguousarray(array), affine)
         image.header.set_xyzt_units("mm")
-        partial = folder / f".{os.getpid()}_{name}.nii.gz"
-        nib.save(image, partial)
-        os.replace(partial, folder / f"{folder.name}_{name}.nii.gz")
+        image.set_sform(affine, code=1)
+        image.set_qform(affine, code=1)
+        content = gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)
+        atomic_write(folder / f"{folder.name}_{name}.nii.gz", content)
+
+
+def _write_manifest(out: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Add the cases to ``cohort.json``; earlier runs into the same folder stay listed."""
+    path = out / "cohort.json"
+    known = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.exists() else []
+    cases = {record["case_id"]: record for record in (*known, *records)}
+    manifest = {"version": PHANTOM_VERSION, "cases": [cases[case_id] for case_id in sorted(cases)]}
+    atomic_write(path, (json.dumps(manifest, indent=1) + "\n").encode())

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from monai_rrr.data.anatomy import Tissue
 from monai_rrr.data.field import Grid, fractal_noise, smooth_noise
@@ -27,14 +28,15 @@ __all__ = ["Distractors", "Scanner"]
 
 Array = NDArray[np.float32]
 
-# Mean signal relative to normal tissue; order: gray, white, CSF, edema, necrosis, enhancing tumor, hyperintensity, vessel
+# Mean signal relative to white matter in T1; the order of the columns is that of _PARTS.
+_PARTS = ("gm", "wm", "csf", "ed", "solid", "liquid", "et", "hyper", "vessel")
 _SIGNAL = {
-    "t1": (0.84, 1.0, 0.42, 0.80, 0.58, 0.78, 0.88, 0.85),
-    "t1ce": (0.86, 1.0, 0.42, 0.82, 0.60, 1.65, 0.90, 1.9),
-    "t2": (0.95, 0.74, 2.1, 1.45, 1.85, 1.15, 1.25, 0.6),
-    "flair": (1.0, 0.88, 0.40, 1.55, 1.15, 1.40, 1.45, 0.8),
+    "t1": (0.84, 1.0, 0.42, 0.80, 0.80, 0.50, 0.78, 0.88, 0.85),
+    "t1ce": (0.88, 1.0, 0.42, 0.82, 0.82, 0.52, 1.60, 0.90, 1.90),
+    "t2": (0.95, 0.74, 2.10, 1.45, 1.50, 2.00, 1.15, 1.25, 0.60),
+    "flair": (1.0, 0.88, 0.40, 1.50, 1.50, 0.85, 1.40, 1.45, 0.80),
 }
-_SPREAD = (0.03, 0.0, 0.10, 0.12, 0.15, 0.15, 0.10, 0.15)
+_SPREAD = (0.03, 0.0, 0.10, 0.10, 0.10, 0.10, 0.12, 0.10, 0.15)
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,12 @@ class Distractors:
     def _vessels(rng: np.random.Generator, tissue: Tissue, grid: Grid) -> Array:
         x, y, z = tissue.mni
         first, second = smooth_noise(rng, grid, 9.0, channels=2)
-        tubes = np.exp(-(first**2 + second**2) / 0.03) * np.clip(tissue.csf + 0.3 * tissue.gm, 0, 1)
+        tubes = np.exp(-(first**2 + second**2) / 0.04) * np.clip(1.2 * tissue.csf + 0.3 * tissue.gm, 0, 1)
         plexus = _step(smooth_noise(rng, grid, 4.0)[0], 0.3) * (tissue.csf > 0.5)
         plexus = plexus * (np.abs(x) < 32) * (np.abs(y + 32) < 14) * (np.abs(z - 8) < 14)
-        sinus = np.exp(-((x / 2.5) ** 2)) * tissue.csf * (y < 35) * ((z > 45) | (y < -70)) * rng.uniform(0, 1)
+        sagittal = np.exp(-((x / 2.5) ** 2)) * (y < 35) * ((z > 45) | (y < -75))
+        transverse = (y < -45) * np.exp(-(((z + 22 + 0.12 * np.abs(x)) / 6) ** 2)) * (np.abs(x) > 8)
+        sinus = np.maximum(sagittal, transverse) * tissue.csf * rng.uniform(0, 1.3)
         return np.asarray(np.clip(np.maximum(np.maximum(tubes, 0.6 * plexus), sinus), 0, 1), np.float32)
 
 
@@ -93,7 +97,8 @@ class Scanner:
         """Return the noise-free signal on a (fine) grid, with bias field; normal white matter is about 1."""
         rng = self.rng
         signal = np.asarray(_SIGNAL[self.modality]) * np.exp(rng.normal(0, _SPREAD))
-        gm, wm, csf, ed, ncr, et, hyper, vessel = signal.astype(np.float32)
+        gm, wm, csf, ed, solid, liquid, et, hyper, vessel = signal.astype(np.float32)
+        ncr = solid + np.float32(lesion.liquid) * (liquid - solid)
         normal = gm * tissue.gm + wm * tissue.wm + csf * tissue.csf
         normal *= 1 + 0.03 * smooth_noise(rng, grid, 18.0)[0]
         normal += other.hyperintensity * (hyper - normal) * 0.8
@@ -106,7 +111,15 @@ class Scanner:
         image += lesion.ncr * (base + np.float32(0.5 + 0.5 * c) * (1 + 0.22 * texture) * (ncr - base))
         image += lesion.et * (base + np.float32(0.4 + 0.6 * c) * (1 + 0.30 * texture) * (et - base))
         bias = np.exp(np.float32(rng.uniform(0.03, 0.10)) * smooth_noise(rng, grid, 60.0)[0])
-        return np.asarray(image * bias, np.float32)
+        return self._blur(np.asarray(image * bias, np.float32), grid)
+
+    def _blur(self, image: Array, grid: Grid) -> Array:
+        """Thick slices, as many clinical 2D sequences have them, usually axial ones."""
+        thickness, axis = self.rng.uniform(2.0, 5.0), int(self.rng.choice(3, p=(0.15, 0.1, 0.75)))
+        if self.rng.random() < 0.5:
+            return image
+        sigma = 0.35 * thickness / float(grid.z[1] - grid.z[0])
+        return np.asarray(ndimage.gaussian_filter1d(image, sigma, axis=axis), np.float32)
 
     def acquire(self, clean: Array, brain: NDArray[np.bool_], spacing: float) -> NDArray[np.int16]:
         """Add Rician noise, scale to arbitrary units and remove everything outside the brain."""

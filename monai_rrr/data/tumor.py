@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from monai_rrr.data.anatomy import Push, Tissue
 from monai_rrr.data.field import Grid, fractal_noise, smooth_noise
@@ -45,6 +46,7 @@ class TumorPlan:
         gap: how much of the rim does not enhance, as a threshold on a standard normal field.
         infiltration: how strongly edema prefers white matter.
         margin_mm: width of the edema's soft edge in mm.
+        liquid: how liquid the necrotic or non-enhancing core is: 0 is solid tumor, 1 is fluid.
         mass_effect: strength of the displacement, see :class:`~monai_rrr.data.anatomy.Push`.
         satellites: number of satellite lesions.
     """
@@ -57,6 +59,7 @@ class TumorPlan:
     gap: float
     infiltration: float
     margin_mm: float
+    liquid: float
     mass_effect: float
     satellites: int
 
@@ -79,6 +82,7 @@ class TumorPlan:
             gap=float(rng.uniform(-2.5, -0.6)),
             infiltration=float(rng.uniform(0.4, 1.1)),
             margin_mm=float(rng.uniform(1.0, 4.0)),
+            liquid=float(rng.uniform(0.0, 0.5) if kind == "low_grade" else rng.uniform(0.3, 1.0)),
             mass_effect=float(rng.uniform(0.0, 0.5)),
             satellites=int(rng.choice(3, p=(0.7, 0.2, 0.1))),
         )
@@ -97,11 +101,13 @@ class Lesion:
         ncr: necrotic and non-enhancing core.
         ed: edema.
         et: enhancing tumor.
+        liquid: how liquid the core is, in [0, 1].
     """
 
     ncr: Array
     ed: Array
     et: Array
+    liquid: float = 0.0
 
     @property
     def whole(self) -> Array:
@@ -155,9 +161,19 @@ def grow(plan: TumorPlan, tissue: Tissue, grid: Grid, rng: np.random.Generator) 
     edema = distance + whole_radius * (0.22 * fingers + plan.infiltration * (1 - tissue.wm)) + barrier + 2 * other_side
     edema = np.minimum(edema, core + 0.15 * whole_radius - core_radius)
     depth = _level(np.where(core_depth > 0, np.float32(-1e3), edema), plan.whole_ml, grid) - edema
-    in_whole = np.maximum(_sigmoid(depth / plan.margin_mm) * (tissue.csf < 0.6) * tissue.brain, in_core)
+    reach = _connected(depth > -2 * plan.margin_mm, core_depth > 0)
+    in_whole = np.maximum(_sigmoid(depth / plan.margin_mm) * (tissue.csf < 0.6) * tissue.brain * reach, in_core)
     in_et = in_core * _enhancing(plan, grid, rng, core_depth)
-    return Lesion(ncr=in_core - in_et, ed=in_whole - in_core, et=in_et)
+    return Lesion(ncr=in_core - in_et, ed=in_whole - in_core, et=in_et, liquid=plan.liquid)
+
+
+def _connected(region: NDArray[np.bool_], seeds: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Keep the components of ``region`` that touch ``seeds``."""
+    components, count = ndimage.label(region)
+    keep = np.zeros(count + 1, bool)
+    keep[np.unique(components[seeds])] = True
+    keep[0] = False
+    return np.asarray(keep[components])
 
 
 def _satellite(plan: TumorPlan, grid: Grid, rng: np.random.Generator, core_radius: float) -> Array:
