@@ -13,7 +13,28 @@
 
 from __future__ import annotations
 
+from .attributor import Attributor
+from .cam import CAM
+from .gradcam import GradCAM
+from .layout import ChannelsLast, TokenGrid
 from .normalize import normalize_l2, normalize_max, normalize_minmax, resize_heatmap
+from .score import ClassScore, argmax_score, positive_score, volume_score
 from .trace import Trace, record
 
-__all__ = ["Trace", "normalize_l2", "normalize_max", "normalize_minmax", "record", "resize_heatmap"]
+__all__ = [
+    "CAM",
+    "Attributor",
+    "ChannelsLast",
+    "ClassScore",
+    "GradCAM",
+    "TokenGrid",
+    "Trace",
+    "argmax_score",
+    "normalize_l2",
+    "normalize_max",
+    "normalize_minmax",
+    "positive_score",
+    "record",
+    "resize_heatmap",
+    "volume_score",
+]

@@ -159,7 +159,7 @@ def record(
     if isinstance(layers, str):
         raise TypeError(f"layers must be a sequence of names, got the string '{layers}': write ['{layers}']")
     names = tuple(dict.fromkeys(layers))
-    modules = {name: _find(_unwrapped(network), name) for name in names}
+    modules = {name: _find(unwrapped(network), name) for name in names}
     image = _plain(image)
     kwargs = {name: _plain(value) for name, value in forward_kwargs.items()}
     with _recording(modules) as outputs:
@@ -185,7 +185,8 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
-def _unwrapped(network: nn.Module) -> nn.Module:
+def unwrapped(network: nn.Module) -> nn.Module:
+    """Return the network inside a ``DistributedDataParallel`` wrapper, or the network itself."""
     if not isinstance(network, DistributedDataParallel):
         return network
     if network.static_graph:
@@ -231,7 +232,7 @@ def _checked(name: str, outputs: list[tuple[Tensor, int]]) -> Tensor:
     output, version = outputs[0]
     if output._version != version:
         raise ValueError(
-            f"the output of layer '{name}' was overwritten in place by a later one (ReLU(inplace=True), '+='): expected "
+            f"the output of layer '{name}' was overwritten in place later on (ReLU(inplace=True), '+='): expected "
             "an output that stays as it was; name the layer that overwrites it, or the block around both, instead"
         )
     return output
