@@ -17,20 +17,27 @@ from .brain_box import BrainBox, make_brain_box, tag_extents
 from .cache import BrainBoxCache
 from .datalist import Case, load_datalist
 from .load import LoadBrainBoxd
-from .tags import Tags, check_tags, read_tags, slice_labels, tag_budget, write_tags
+from .nifti import NiftiVolume, read_verified
+from .tags import Tags, check_tags, derive_tags, read_tags, slice_labels, tag_budget, write_tags
+from .verify import VerifyReport, verify_cases
 
 __all__ = [
     "BrainBox",
     "BrainBoxCache",
     "Case",
     "LoadBrainBoxd",
+    "NiftiVolume",
     "Tags",
+    "VerifyReport",
     "check_tags",
+    "derive_tags",
     "load_datalist",
     "make_brain_box",
     "read_tags",
+    "read_verified",
     "slice_labels",
     "tag_budget",
     "tag_extents",
+    "verify_cases",
     "write_tags",
 ]

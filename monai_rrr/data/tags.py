@@ -21,22 +21,24 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from monai_rrr.data.nifti import locate, read_verified
+from monai_rrr.data.tag_rows import COLUMNS, read_rows
 from monai_rrr.errors import DataError, DatasetError
+from monai_rrr.utils.conventions import LabelConvention, get_convention, round_labels
 from monai_rrr.utils.enums import REGIONS
 from monai_rrr.utils.files import atomic_write
 
-__all__ = ["Tags", "check_tags", "read_tags", "slice_labels", "tag_budget", "write_tags"]
+__all__ = ["Tags", "check_tags", "derive_tags", "read_tags", "slice_labels", "tag_budget", "write_tags"]
 
 Tags: TypeAlias = dict[str, tuple[int, int] | None]
 """Region to (first, last) slice, or None when the region is absent.
 
 Slices are counted from 0 at the inferior end of the case's own grid in canonical (RAS) orientation; both ends count.
 """
-
-COLUMNS = ("case_id", *(f"{region}_{end}" for region in REGIONS for end in ("first", "last")))
 
 
 def read_tags(path: str | Path) -> dict[str, Tags]:
@@ -56,17 +58,7 @@ def read_tags(path: str | Path) -> dict[str, Tags]:
         DataError: When the file can't be read, or is no table of tags.
         DatasetError: All rows that are wrong, each with row, case and region.
     """
-    path = Path(path)
-    if path.suffix.lower() not in (".csv", ".json"):
-        raise DataError("tags-format", f"expected a .csv or .json file, got {path.name!r}", field="tags", path=path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        message = f"expected a readable file, got {error.strerror}"
-        raise DataError("file-unreadable", message, field="tags", path=path) from error
-    except UnicodeDecodeError as error:
-        raise DataError("tags-format", f"expected UTF-8 text, got {error}", field="tags", path=path) from error
-    rows = _csv_rows(text, path) if path.suffix.lower() == ".csv" else _json_rows(text, path)
+    rows = read_rows(path)
     tags: dict[str, Tags] = {}
     places: dict[str, str] = {}
     faults: list[DataError] = []
@@ -113,6 +105,49 @@ def write_tags(path: str | Path, tags: Mapping[str, Tags]) -> None:
             writer.writerow([case_id, *(value for region in REGIONS for value in (spans[region] or ("", "")))])
         text = table.getvalue()
     atomic_write(path, text.encode("utf-8"))
+
+
+def derive_tags(cases: Sequence[Mapping[str, Any]], convention: str | LabelConvention) -> dict[str, Tags]:
+    """Read slice tags off voxel masks, for research data that has them; nothing else in training reads a mask.
+
+    Args:
+        cases: cases with ``label``.
+        convention: label convention of the masks.
+
+    Returns:
+        Case id to tags: first and last axial slice (canonical orientation) with a voxel of the region.
+
+    Raises:
+        ConfigError: ``label-convention``, when the convention is unknown.
+        DatasetError: All cases without a label, or with a damaged or wrong one.
+    """
+    convention = get_convention(convention)
+    tags: dict[str, Tags] = {}
+    faults: list[DataError] = []
+    for case in cases:
+        case_id, path = str(case["case_id"]), case.get("label")
+        try:
+            if path is None:
+                raise DataError("label-missing", "expected a label file, found none")
+            if case_id in tags:
+                raise DataError("duplicate-case", "expected each case id once, got it twice")
+            label = round_labels(read_verified(path).canonical().array)
+            slices = [np.unique(label[..., z]) for z in range(label.shape[2])]
+            convention.check_values({value for values in slices for value in values.tolist()})
+            tags[case_id] = {
+                region: _extent([bool(np.isin(values, of).any()) for values in slices])
+                for region, of in convention.regions.items()
+            }
+        except DataError as error:
+            faults.append(locate(error, case_id, "label", path))
+    if faults:
+        raise DatasetError(faults)
+    return tags
+
+
+def _extent(present: Sequence[bool]) -> tuple[int, int] | None:
+    found = [index for index, value in enumerate(present) if value]
+    return (found[0], found[-1]) if found else None
 
 
 def check_tags(
@@ -216,44 +251,3 @@ def _parse_span(region: str, span: Any) -> tuple[int, int] | None:
     if not 0 <= first <= last:
         raise _RowError(region, f"expected 0 <= {region}_first <= {region}_last, got {first} and {last}")
     return first, last
-
-
-def _csv_rows(text: str, path: Path) -> list[tuple[str, str, dict[str, Any]]]:
-    header = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=";" if header.count(";") > header.count(",") else ",")
-    names = [name.strip() for name in next(reader, [])]
-    if sorted(names) != sorted(COLUMNS):
-        raise DataError("tags-format", f"expected the columns {COLUMNS}, got {names}", field="tags", path=path)
-    rows: list[tuple[str, str, dict[str, Any]]] = []
-    for cells in reader:
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(names):
-            message = f"row {reader.line_num}: expected {len(names)} cells, got {len(cells)}"
-            raise DataError("tags-format", message, field="tags", path=path)
-        row = dict(zip(names, (cell.strip() for cell in cells), strict=True))
-        spans = {r: _blank_to_none((row[f"{r}_first"], row[f"{r}_last"])) for r in REGIONS}
-        rows.append((f"row {reader.line_num}", row["case_id"], spans))
-    return rows
-
-
-def _blank_to_none(pair: tuple[str, str]) -> tuple[str, str] | None:
-    return None if pair == ("", "") else pair
-
-
-def _json_rows(text: str, path: Path) -> list[tuple[str, str, dict[str, Any]]]:
-    try:
-        # A list of pairs instead of a dictionary, so that a case that occurs twice is seen.
-        content = json.loads(text, object_pairs_hook=lambda pairs: pairs)
-    except (ValueError, RecursionError) as error:
-        raise DataError("tags-format", f"expected JSON text, got {error}", field="tags", path=path) from error
-    if not isinstance(content, list) or not all(isinstance(pair, tuple) for pair in content):
-        message = 'expected {"case": {"WT": [first, last], "TC": null, ...}, ...}'
-        raise DataError("tags-format", f"{message}, got {type(content).__name__}", field="tags", path=path)
-    rows: list[tuple[str, str, dict[str, Any]]] = []
-    for number, (case_id, spans) in enumerate(content, start=1):
-        if not isinstance(spans, list) or not all(isinstance(pair, tuple) for pair in spans):
-            message = f"entry {number}: expected an object of regions, got {spans!r}"
-            raise DataError("tags-format", message, case_id=case_id, field="tags", path=path)
-        rows.append((f"entry {number}", case_id, dict(spans)))
-    return rows

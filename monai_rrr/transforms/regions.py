@@ -23,13 +23,11 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from monai_rrr.errors import DataError
-from monai_rrr.utils.conventions import LabelConvention, get_convention
+from monai_rrr.utils.conventions import INTEGER_TOLERANCE, LabelConvention, get_convention
 
 __all__ = ["LabelToRegionsd", "to_labels", "to_regions"]
 
 Array = TypeVar("Array", np.ndarray[Any, Any], Tensor)
-
-INTEGER_TOLERANCE = 1e-3
 
 
 def to_regions(label: Array, convention: str | LabelConvention) -> Array:

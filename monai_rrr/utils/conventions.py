@@ -16,10 +16,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from monai_rrr.errors import ConfigError, DataError
 
-__all__ = ["CONVENTIONS", "LabelConvention", "get_convention"]
+__all__ = ["CONVENTIONS", "INTEGER_TOLERANCE", "LabelConvention", "get_convention", "round_labels"]
+
+INTEGER_TOLERANCE = 1e-3
+MAX_LISTED = 8
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,8 @@ class LabelConvention:
         if not strays:
             return
         counts = found if isinstance(found, Mapping) else {}
-        named = ", ".join(f"{value} ({counts[value]} voxels)" if value in counts else str(value) for value in strays)
+        named = ", ".join(f"{v} ({counts[v]} voxels)" if v in counts else str(v) for v in strays[:MAX_LISTED])
+        listed = f"{sorted(found)}" if len(found) <= MAX_LISTED else f"{len(found)} different values"
         fits = [name for name, other in CONVENTIONS.items() if set(found) <= other.values]
         hint = (
             f"these values fit {' or '.join(fits)}; give the label convention of your data"
@@ -82,7 +89,7 @@ class LabelConvention:
         )
         raise DataError(
             "label-values",
-            f"expected label values {sorted(self.values)} of convention {self.name!r}, got {sorted(found)}; "
+            f"expected label values {sorted(self.values)} of convention {self.name!r}, got {listed}; "
             f"not declared: {named}",
             case_id=case_id,
             field="label",
@@ -118,6 +125,31 @@ def get_convention(name: str | LabelConvention | None) -> LabelConvention:
             hint=f"choose the one of your data: {_describe()}",
         )
     return CONVENTIONS[name]
+
+
+def round_labels(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Round label values that are stored as floats; integers are returned as they are.
+
+    Raises:
+        DataError: ``label-fractional``, when a value is more than 1e-3 away from an integer, or not finite.
+
+    Example:
+        >>> round_labels(np.array([0.0, 2.9999])).tolist()
+        [0.0, 3.0]
+    """
+    if values.dtype.kind != "f":
+        return values
+    rounded = np.round(values)
+    with np.errstate(invalid="ignore"):
+        fractional = values[~(np.abs(values - rounded) <= INTEGER_TOLERANCE)]
+    if fractional.size:
+        raise DataError(
+            "label-fractional",
+            f"expected integer label values, got {fractional.size} fractional voxels such as {fractional[0]:g}",
+            field="label",
+            hint="resample labels by nearest neighbor",
+        )
+    return rounded
 
 
 def _describe() -> str:
