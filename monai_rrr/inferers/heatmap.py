@@ -1,0 +1,122 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Heatmaps as a MONAI prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from monai.utils.type_conversion import convert_to_dst_type
+from torch import Tensor, nn
+
+from monai_rrr.attribution.attributor import Attributor
+from monai_rrr.attribution.normalize import resize_heatmap
+from monai_rrr.attribution.trace import Trace, record
+
+__all__ = ["HeatmapInferer"]
+
+
+class HeatmapInferer(Inferer):
+    """Explain a network and return the heatmaps as if they were its prediction.
+
+    For MONAI's evaluators, post-processing transforms and writers. Works under ``torch.no_grad`` and
+    ``torch.inference_mode``. Leaves the network as it was: its mode, buffers, ``requires_grad`` flags, gradients and
+    hooks; and the state of the random number generators.
+
+    Args:
+        attribute: makes the heatmaps, such as :class:`~monai_rrr.attribution.GradCAM`. For a segmentation network its
+            ``score`` says over which voxels a class is scored.
+        class_idx: classes to explain, the same for every sample. Default: the predicted class of each sample, the
+            largest logit; a segmentation network predicts a class per voxel and needs ``class_idx``.
+        normalize: applied to the heatmaps on the grid of the image, such as
+            :func:`~monai_rrr.attribution.normalize_max`. Default: none.
+
+    Shape:
+        - inputs: ``BMH[WD]``.
+        - output: ``BTH[WD]``, float32, detached, larger is more evidence; a ``MetaTensor`` with the meta data of the
+          inputs if these are one.
+
+    Raises:
+        ValueError: When ``class_idx`` is empty, negative or no class of the network, or missing for a segmentation
+            network.
+        TypeError: When the network is no ``nn.Module``, or further positional arguments are given; only keyword
+            arguments reach the network.
+
+    Note:
+        Sees the whole volume at once: gradients of one window would ignore the others. For windows, pass
+        ``lambda window: inferer(window, network)`` as the predictor of a ``SlidingWindowInferer``, without
+        ``normalize``, and normalize the stitched map; what it shows is then the evidence inside each window.
+
+    Example:
+        >>> from monai_rrr.attribution import GradCAM, normalize_max
+        >>> network = nn.Sequential(nn.Conv3d(1, 4, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3))
+        >>> inferer = HeatmapInferer(GradCAM("0"), class_idx=[0, 2], normalize=normalize_max)
+        >>> with torch.no_grad():
+        ...     inferer(torch.rand(1, 1, 8, 8, 8), network).shape
+        torch.Size([1, 2, 8, 8, 8])
+    """
+
+    def __init__(
+        self,
+        attribute: Attributor,
+        class_idx: int | Sequence[int] | None = None,
+        normalize: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.attribute = attribute
+        self.class_idx = (class_idx,) if isinstance(class_idx, int) else None if class_idx is None else tuple(class_idx)
+        self.normalize = normalize
+        if self.class_idx is not None and (not self.class_idx or min(self.class_idx) < 0):
+            raise ValueError(f"class_idx must name at least one class, 0 or more, got {class_idx}")
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Return the heatmaps of a batch; keyword arguments are passed on to the network."""
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"HeatmapInferer needs a torch.nn.Module as network, got {type(network).__name__}")
+        if args:
+            raise TypeError(f"HeatmapInferer passes on keyword arguments only, got {len(args)} positional ones")
+        plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        with _differentiable(plain.device):
+            # the copy requires grad, so that a network whose parameters are frozen can be explained as well
+            image = plain.detach().clone().requires_grad_(True).clone()
+            trace = record(network, image, self.attribute.layers, update_statistics=False, **kwargs)
+            heatmap = self.attribute(trace, self._classes(trace)).detach()
+        heatmap = resize_heatmap(heatmap.float(), plain.shape[2:])
+        if self.normalize is not None:
+            heatmap = self.normalize(heatmap)
+        result: Tensor = convert_to_dst_type(heatmap, inputs, dtype=heatmap.dtype)[0]
+        return result
+
+    def _classes(self, trace: Trace) -> Tensor:
+        logits = trace.logits
+        if self.class_idx is None:
+            if logits.ndim == trace.image.ndim:
+                raise ValueError(
+                    f"a segmentation network (logits {tuple(logits.shape)}) predicts a class per voxel: give class_idx"
+                )
+            return logits.detach().reshape(logits.shape[0], -1, logits.shape[-1]).mean(1).argmax(1)
+        classes = logits.shape[1] if logits.ndim == trace.image.ndim else logits.shape[-1]
+        if max(self.class_idx) >= classes:
+            raise ValueError(f"class_idx must be in 0..{classes - 1}, got {list(self.class_idx)}")
+        return torch.tensor(self.class_idx, device=logits.device).expand(trace.image.shape[0], -1)
+
+
+@contextmanager
+def _differentiable(device: torch.device) -> Iterator[None]:
+    devices = [device] if device.type == "cuda" else []
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
+        yield
