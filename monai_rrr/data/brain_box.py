@@ -17,13 +17,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 from torch.nn.functional import avg_pool3d
 
+from monai_rrr.data.geometry import MAX_DISPLACEMENT, corner_displacement
+from monai_rrr.data.nifti import read_verified
 from monai_rrr.errors import DataError
 from monai_rrr.utils.enums import MODALITIES, REGIONS
 
@@ -149,12 +150,6 @@ def make_brain_box(case: Mapping[str, Any], spacing: float | None = None) -> Bra
     )
 
 
-def _read_volume(path: str, volume: int | None) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    image: Any = nib.load(path)
-    array = np.asarray(image.dataobj)
-    return (array if volume is None else array[..., volume]), np.asarray(image.affine, dtype=np.float64)
-
-
 def _read(case: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]], NDArray[np.float64], tuple[int, int, int]]:
     case_id, volumes = str(case["case_id"]), case.get("volumes", {})
     unknown = set(case["modalities"]) - set(MODALITIES)
@@ -169,18 +164,20 @@ def _read(case: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]], NDArray[np.
     affines: dict[str, NDArray[np.float64]] = {}
     for name in (m for m in MODALITIES if m in case["modalities"]):
         path = str(case["modalities"][name])
-        arrays[name], affines[name] = array, affine = _read_volume(path, volumes.get(name))
         where = {"case_id": case_id, "field": name, "path": path}
-        if not array.any():
-            raise DataError("modality-empty", "expected voxels different from 0, all are 0", **where)
+        volume = read_verified(path, volumes.get(name), case_id=case_id, field=name)
+        arrays[name], affines[name] = array, affine = volume.array, volume.affine
+        if array.min() == array.max():
+            message = f"expected an image with content, got {array.flat[0]} in all voxels"
+            raise DataError("constant-modality", message, **where)
         first = next(iter(arrays))
         shape, grid = arrays[first].shape, affines[first]
         if array.shape != shape:
-            raise DataError("shape-mismatch", f"expected shape {shape} as in {first}, got {array.shape}", **where)
-        corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * [*shape, 1]
-        distance = float(np.abs(corners @ (affine - grid).T).max())
-        if not distance <= 0.01 * np.linalg.norm(grid[:3, :3], axis=0).min():
-            raise DataError("affine-mismatch", f"expected the grid of {first}, got one {distance:.3g} mm away", **where)
+            raise DataError("shape-mismatch", f"expected the shape {shape} of {first}, got {array.shape}", **where)
+        moved = corner_displacement(affine, grid, shape)
+        if moved > MAX_DISPLACEMENT:
+            message = f"expected the position of {first} within {MAX_DISPLACEMENT} mm, got {moved:.4g} mm"
+            raise DataError("affine-mismatch", message, **where)
     return arrays, grid, (shape[0], shape[1], shape[2])
 
 

@@ -72,7 +72,7 @@ class BrainBoxCache:
         if self._side_car(stem).exists():
             try:
                 return self._load(stem)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError) as error:
                 message = f"cache of case {case['case_id']} is damaged and is built again: {error}"
                 warnings.warn(message, RuntimeWarning, stacklevel=2)
         self._store(stem, make_brain_box(case, self.spacing))
@@ -150,10 +150,11 @@ class BrainBoxCache:
         for part, array in (("image", box.image.transpose(0, 3, 1, 2)), ("brain", box.brain.transpose(2, 0, 1))):
             write = partial(np.save, arr=np.ascontiguousarray(array), allow_pickle=False)
             meta["files"][part] = atomic_write(self._arrays(stem)[part], write)
-        atomic_write(self._side_car(stem), json.dumps(meta, indent=1).encode())
+        side_car = {"sha256": _digest(meta), "content": meta}
+        atomic_write(self._side_car(stem), json.dumps(side_car, indent=1).encode())
 
     def _load(self, stem: Path) -> BrainBox:
-        meta = json.loads(self._side_car(stem).read_text(encoding="utf-8"))
+        meta = _read_side_car(self._side_car(stem))
         paths = self._arrays(stem)
         stamps = tuple(_stamp(path) for path in paths.values())
         if self._intact.get(str(stem)) != stamps:
@@ -176,6 +177,22 @@ class BrainBoxCache:
             source_shape=(int(shape[0]), int(shape[1]), int(shape[2])),
             tag_grid=(float(meta["tag_grid"][0]), float(meta["tag_grid"][1])),
         )
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_side_car(path: Path) -> dict[str, Any]:
+    try:
+        side_car = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = side_car["content"]
+        intact = side_car["sha256"] == _digest(content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} can't be understood ({error})") from error
+    if not intact:
+        raise ValueError(f"{path} does not have its own checksum")
+    return content
 
 
 def _stamp(path: str | Path) -> _Stamp:

@@ -141,9 +141,9 @@ class RandSlabd(RandomizableTransform, MapTransform):
         base = centered_matrix(step, size, box)
         covered = step[2] * (size[2] - 1)
         if covered < box[2] - 1:
-            center = np.floor(self._height * box[2])
-            start = np.clip(center - covered / 2, 0, box[2] - 1 - covered)
-            base[2, 3] = np.round(start) if abs(step[2] - 1) < 1e-6 else start
+            start = self._height * box[2] - (covered + 1) / 2
+            # Whole slices when the thickness is the same, each as likely as the others.
+            base[2, 3] = np.clip(np.floor(start + 0.5) if step[2] == 1 else start, 0, box[2] - 1 - covered)
         # Rotate about the slab's own center, in mm.
         about = np.eye(4)
         spacing = np.asarray(self.spacing)
