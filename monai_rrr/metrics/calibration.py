@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -24,8 +24,8 @@ from monai_rrr.metrics.threshold import OperatingPoint, as_heatmap, as_voxels, p
 
 __all__ = ["MIN_AREAS_MM2", "THRESHOLDS", "TagCalibration", "calibrate_on_tags", "oracle_threshold"]
 
-THRESHOLDS: NDArray[np.float32] = (1 / (1 + np.exp(-np.linspace(-8, 8, 321)))).astype(np.float32)
-"""Candidates, evenly spaced in log-odds: fine where sigmoid heatmaps pile up, near 0 and near 1."""
+THRESHOLDS: NDArray[np.float32] = (1 / (1 + np.exp(-np.linspace(-6, 6, 241)))).astype(np.float32)
+"""Candidates from 0.0025 to 0.9975, evenly spaced in log-odds: fine near 0 and 1, where sigmoid heatmaps pile up."""
 
 MIN_AREAS_MM2: tuple[float, ...] = (0.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 """Candidates for the least area of a slice's foreground, in mm²."""
@@ -64,7 +64,8 @@ class TagCalibration:
     def __init__(self, thresholds: ArrayLike = THRESHOLDS, min_areas_mm2: Sequence[float] = MIN_AREAS_MM2) -> None:
         self.thresholds = _as_grid(thresholds, "thresholds").astype(np.float32)
         self.min_areas_mm2 = tuple(float(a) for a in _as_grid(min_areas_mm2, "minimum areas"))
-        self._areas: list[NDArray[np.float32]] = []
+        self._voxels: list[NDArray[np.int32]] = []
+        self._areas: list[float] = []
         self._tags: list[NDArray[np.bool_]] = []
         self._thickness: list[float] = []
 
@@ -87,8 +88,8 @@ class TagCalibration:
             raise ValueError(f"slice label {tags.shape} does not match the slices of heatmap {values.shape}")
         if not np.isin(tags, (0, 1)).all():
             raise ValueError(f"slice label expected 0 or 1, got {sorted(set(tags.tolist()))}")
-        area = pixel_area(spacing)
-        self._areas.append((_voxels_above(values, inside, self.thresholds) * area).astype(np.float32))
+        self._areas.append(pixel_area(spacing))
+        self._voxels.append(_voxels_above(values, inside, self.thresholds))
         self._tags.append(tags.astype(bool))
         self._thickness.append(float(spacing[2]))
 
@@ -116,10 +117,13 @@ class TagCalibration:
         column = _middle_of_run(scores[row], equal[row], maximize=criterion == "f1")
         return OperatingPoint(float(self.thresholds[column]), self.min_areas_mm2[row], float(scores[row, column]))
 
+    def _cases(self, min_area: float) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_], float]]:
+        for voxels, area, tags, thickness in zip(self._voxels, self._areas, self._tags, self._thickness, strict=True):
+            yield _present(voxels * area, min_area), tags, thickness
+
     def _f1(self, min_area: float) -> NDArray[np.float64]:
         hit, miss, false = (np.zeros(len(self.thresholds)) for _ in range(3))
-        for areas, tags, thickness in zip(self._areas, self._tags, self._thickness, strict=True):
-            present = _present(areas, min_area)
+        for present, tags, thickness in self._cases(min_area):
             hit += thickness * present[tags].sum(axis=0)
             miss += thickness * (~present[tags]).sum(axis=0)
             false += thickness * present[~tags].sum(axis=0)
@@ -129,8 +133,8 @@ class TagCalibration:
 
     def _extent_error(self, min_area: float) -> NDArray[np.float64]:
         errors = []
-        for areas, tags, thickness in zip(self._areas, self._tags, self._thickness, strict=True):
-            present, tagged = _present(areas, min_area), tags[:, None]
+        for present, tags, thickness in self._cases(min_area):
+            tagged = tags[:, None]
             ends = sum(
                 abs(side(present).argmax(axis=0) - side(tagged).argmax(axis=0)) for side in (np.asarray, np.flipud)
             )
@@ -217,13 +221,13 @@ def oracle_threshold(
 
 def _voxels_above(
     values: NDArray[np.float32], inside: NDArray[np.bool_], thresholds: NDArray[np.float32]
-) -> NDArray[np.int64]:
+) -> NDArray[np.int32]:
     """Number of voxels inside with a value greater than each threshold, per slice: ``Z x thresholds``."""
     depth, bins = values.shape[2], len(thresholds) + 1
     below = np.searchsorted(thresholds, values[inside], side="left")
     slices = np.broadcast_to(np.arange(depth), values.shape)[inside]
     counts = np.bincount(slices * bins + below, minlength=depth * bins).reshape(depth, bins)
-    return counts[:, ::-1].cumsum(axis=1)[:, -2::-1].astype(np.int64)
+    return counts[:, ::-1].cumsum(axis=1)[:, -2::-1].astype(np.int32)
 
 
 def _present(areas: NDArray[np.floating], min_area: float) -> NDArray[np.bool_]:
