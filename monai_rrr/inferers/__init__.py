@@ -9,10 +9,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Inferers: heatmaps and segmentations as MONAI predictions."""
+"""Heatmaps as predictions of MONAI's engines."""
 
 from __future__ import annotations
 
 from .heatmap import HeatmapInferer
+from .slab import SlabHeatmapInferer
 
-__all__ = ["HeatmapInferer"]
+__all__ = ["HeatmapInferer", "SlabHeatmapInferer"]

@@ -14,6 +14,24 @@
 from __future__ import annotations
 
 from .base import Objective, Term, Weight
+from .classification import TagClassification
+from .equivariance import CrossModalEquivariance, WithinModalEquivariance
+from .mutual_learning import MutualLearning
+from .nesting import Nesting
+from .official2d import official2d
 from .schedule import Ramp
+from .voxel_supervision import VoxelSupervision
 
-__all__ = ["Objective", "Ramp", "Term", "Weight"]
+__all__ = [
+    "CrossModalEquivariance",
+    "MutualLearning",
+    "Nesting",
+    "Objective",
+    "Ramp",
+    "TagClassification",
+    "Term",
+    "VoxelSupervision",
+    "Weight",
+    "WithinModalEquivariance",
+    "official2d",
+]

@@ -51,7 +51,7 @@ class Objective:
     Args:
         terms: name -> term, summed in this order.
         weights: name -> weight, at least 0: a number, or a schedule such as
-            :class:`~monai_rrr.objectives.schedule.Ramp` from the progress of training in [0, 1] to a number. Missing: 1.
+            :class:`~monai_rrr.objectives.schedule.Ramp` from the progress of training in [0, 1] to a number. Default 1.
 
     Raises:
         ValueError: When there is no term, a weight belongs to no term, or a weight is negative or not finite.

@@ -1,0 +1,36 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Masked sums that all map losses share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["weighted_mean"]
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Mean of ``values`` by ``weights`` over everything; exactly 0, with a zero gradient, when all weights are 0.
+
+    Args:
+        values: any shape; values of weight 0 may be anything, NaN included.
+        weights: non-negative, broadcastable to ``values``.
+
+    Example:
+        >>> weighted_mean(torch.tensor([1.0, torch.nan]), torch.tensor([1.0, 0.0]))
+        tensor(1.)
+    """
+    weights = weights.to(values.dtype).expand_as(values)
+    total = weights.sum()
+    kept = torch.where(weights > 0, values, torch.zeros_like(values))
+    return (kept * weights).sum() / torch.where(total > 0, total, torch.ones_like(total))

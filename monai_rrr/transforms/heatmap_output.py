@@ -1,0 +1,150 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""From heatmaps on the network's grid to heatmaps and label maps in the geometry of the input files."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, SaveImage, Transform
+from torch import nn
+
+from monai_rrr.transforms.regions import to_labels
+from monai_rrr.transforms.source_grid import to_source_grid
+from monai_rrr.utils.conventions import LabelConvention
+from monai_rrr.utils.enums import MODALITIES, REGIONS
+from monai_rrr.utils.files import safe_name
+
+__all__ = ["HeatmapToLabeld", "HeatmapToSourced", "SaveHeatmapsd"]
+
+
+class HeatmapToSourced(MapTransform):
+    """Bring heatmaps back to the voxels, axes and affine of the case's own files.
+
+    Reads ``geometry`` and ``case_id`` of :class:`~monai_rrr.transforms.whole_volume.WholeVolumed`.
+
+    Args:
+        keys: heatmaps, ``K H W D`` or ``(1+M) K H W D``; they become ``MetaTensor`` with ``X Y Z`` of the source file.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the data with the heatmaps replaced."""
+        result = dict(data)
+        geometry = data["geometry"]
+        affine = torch.as_tensor(np.asarray(geometry["source_affine"], dtype=np.float64))
+        for key in self.key_iterator(result):
+            heatmap = torch.as_tensor(data[key]).float()
+            flat = to_source_grid(heatmap.flatten(0, heatmap.ndim - 4), geometry)
+            moved = torch.from_numpy(flat).clamp(0, 1).unflatten(0, heatmap.shape[:-3])
+            meta = {"filename_or_obj": safe_name(str(data["case_id"]))}
+            result[key] = MetaTensor(moved, affine=affine, meta=meta)
+        return result
+
+
+class HeatmapToLabeld(Transform):
+    """Turn the fused heatmaps into one label map at the network's calibrated operating point.
+
+    A voxel belongs to a region when its heatmap is greater than the threshold; axial slices with less area than the
+    calibrated minimum are cleared; regions are then nested (ET within TC within WT).
+
+    Args:
+        network: has the buffer ``operating_point`` (``K 2``), see
+            :class:`~monai_rrr.handlers.calibration.TagCalibrationHandler`.
+        convention: label values to write.
+        key: heatmaps in source geometry, ``K X Y Z`` or ``(1+M) K X Y Z`` (the first is the fused one).
+        output_key: where the label map goes, ``1 X Y Z`` uint8.
+
+    Raises:
+        ValueError: When a heatmap is not finite.
+    """
+
+    def __init__(
+        self, network: nn.Module, convention: str | LabelConvention, key: str = "pred", output_key: str = "label_map"
+    ) -> None:
+        self.network, self.convention, self.key, self.output_key = network, convention, key, output_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the data with the label map added."""
+        heatmap = data[self.key]
+        fused = torch.as_tensor(heatmap)
+        fused = fused[0] if fused.ndim == 5 else fused
+        if not torch.isfinite(fused).all():
+            raise ValueError(f"heatmaps of case {data.get('case_id')} have values that are not finite: no mask is made")
+        affine = np.asarray(heatmap.affine, dtype=np.float64)
+        axial = int(np.argmax(np.abs(affine[2, :3] / np.linalg.norm(affine[:3, :3], axis=0))))
+        plane = [axis for axis in range(3) if axis != axial]
+        area_of_voxel = float(np.prod(np.linalg.norm(affine[:3, plane], axis=0)))
+        points = self.network.operating_point.detach().cpu()
+        mask = fused > points[:, 0].view(-1, 1, 1, 1)
+        area = mask.sum([1 + axis for axis in plane], keepdim=True) * area_of_voxel
+        mask = mask & (area >= points[:, 1].view(-1, 1, 1, 1))
+        nested = torch.stack([mask[: index + 1].all(0) for index in range(len(mask))])
+        label = to_labels(nested, self.convention)
+        result = dict(data)
+        result[self.output_key] = MetaTensor(label[None].to(torch.uint8), affine=heatmap.affine, meta=dict(heatmap.meta))
+        return result
+
+
+class SaveHeatmapsd(Transform):
+    """Write the label map, the fused heatmap of every region and, if there, those of every modality as NIfTI files.
+
+    ``<output_dir>/<case>/<case>_pred.nii.gz``, ``<case>_heatmap_<region>.nii.gz`` and
+    ``<case>_heatmap_<modality>_<region>.nii.gz``, by MONAI's ``SaveImage`` with the affine of the input.
+
+    Args:
+        output_dir: created when missing.
+        key: heatmaps in source geometry.
+        label_key: label map.
+        regions: names of the classes.
+        modalities: names of the modalities; absent ones (all 0) are not written.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        key: str = "pred",
+        label_key: str = "label_map",
+        regions: Sequence[str] = REGIONS,
+        modalities: Sequence[str] = MODALITIES,
+    ) -> None:
+        self.output_dir, self.key, self.label_key = output_dir, key, label_key
+        self.regions, self.modalities = tuple(regions), tuple(modalities)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write the files and return the data."""
+        heatmap = data[self.key]
+        maps = torch.as_tensor(heatmap)
+        maps = maps if maps.ndim == 5 else maps[None]
+        if self.label_key in data:
+            self._save(torch.as_tensor(data[self.label_key]), heatmap, "pred")
+        for group, name in enumerate(("", *(f"{m}_" for m in self.modalities))[: len(maps)]):
+            if group and not maps[group].any():
+                continue
+            for index, region in enumerate(self.regions):
+                self._save(maps[group, index][None], heatmap, f"heatmap_{name}{region}")
+        return dict(data)
+
+    def _save(self, array: torch.Tensor, like: MetaTensor, postfix: str) -> None:
+        writer = SaveImage(
+            self.output_dir,
+            output_postfix=postfix,
+            output_dtype=np.uint8 if array.dtype == torch.uint8 else np.float32,
+            resample=False,
+            print_log=False,
+        )
+        writer(MetaTensor(array, affine=like.affine, meta=dict(like.meta)))
+
+
