@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from skimage.filters import threshold_otsu
+from skimage.filters import threshold_multiotsu
 
 __all__ = ["OperatingPoint", "apply_threshold", "label_free_threshold"]
 
@@ -94,7 +94,7 @@ def apply_threshold(
     return mask
 
 
-def label_free_threshold(heatmap: ArrayLike, brain: ArrayLike) -> float:
+def label_free_threshold(heatmap: ArrayLike, brain: ArrayLike, classes: int = 2) -> float:
     """Otsu's threshold over the brain voxels of one heatmap: no tag, no mask, no other case.
 
     Needs the heatmap alone, so it finds a foreground in every case, tumor-free ones too, unless the heatmap is flat:
@@ -104,12 +104,14 @@ def label_free_threshold(heatmap: ArrayLike, brain: ArrayLike) -> float:
     Args:
         heatmap: in [0, 1], larger is more evidence.
         brain: the voxels to look at, at least one.
+        classes: number of Otsu's classes, of which the brightest is foreground. 2 is Otsu as published; 3 leaves a
+            class for the blurred margin between region and background, which suits heatmaps that spread far.
 
     Shape:
         - heatmap, brain: ``XYZ``
 
     Raises:
-        ValueError: When shapes do not match, the heatmap is not finite, or the brain is empty.
+        ValueError: When shapes do not match, the heatmap is not finite, the brain is empty, or ``classes < 2``.
 
     Reference:
         Otsu, A threshold selection method from gray-level histograms, IEEE Trans. SMC 1979.
@@ -120,6 +122,8 @@ def label_free_threshold(heatmap: ArrayLike, brain: ArrayLike) -> float:
         >>> 0.1 < label_free_threshold(heatmap, np.ones((4, 4, 4))) < 0.8
         True
     """
+    if classes < 2:
+        raise ValueError(f"classes expected at least 2, got {classes}")
     values = as_heatmap(heatmap)
     inside = values[as_voxels(brain, values.shape, "brain")]
     if inside.size == 0:
@@ -128,7 +132,10 @@ def label_free_threshold(heatmap: ArrayLike, brain: ArrayLike) -> float:
         return float(inside.max())
     counts, edges = np.histogram(inside, bins=256)
     # Otsu puts whole bins into a class, so the cut is the upper edge of a bin, not its center.
-    return float(threshold_otsu(hist=(counts, edges[1:])))  # type: ignore[no-untyped-call]
+    found = threshold_multiotsu(  # type: ignore[no-untyped-call]
+        classes=min(classes, np.count_nonzero(counts)), hist=(counts, edges[1:])
+    )
+    return float(found[-1])
 
 
 def as_heatmap(heatmap: ArrayLike) -> NDArray[np.float32]:

@@ -66,6 +66,16 @@ def test_label_free_finds_the_bump(dtype):
     assert apply_threshold(heatmap, threshold).sum() == 75
 
 
+def test_label_free_third_class_takes_the_margin():
+    heatmap = _bump()
+    heatmap[1:3, 4:9, 2:5] += 0.6  # a blurred margin
+    two, three = (apply_threshold(heatmap, label_free_threshold(heatmap, np.ones(heatmap.shape), k)) for k in (2, 3))
+    assert two.sum() == 75 + 30
+    assert three.sum() == 75
+    binary = (heatmap > 0.7).astype(float)
+    assert apply_threshold(binary, label_free_threshold(binary, np.ones(binary.shape), 3)).sum() == 75
+
+
 def test_label_free_is_otsu_inside_the_brain_only():
     heatmap = _bump().astype(np.float32)
     brain = np.zeros(heatmap.shape, dtype=bool)
@@ -94,6 +104,7 @@ def test_flat_heatmap_has_no_foreground(value, noise):
         (lambda h: apply_threshold(h, 0.5, 10.0, (1.0, 0.0, 1.0)), "3 positive values in mm"),
         (lambda h: apply_threshold(h, 0.5, brain=h[:3]), r"brain \(3, 12, 8\) does not match image \(12, 12, 8\)"),
         (lambda h: apply_threshold(h, 0.5, slice_gate=[1, 0]), r"slice gate \(2,\) does not match the slices"),
+        (lambda h: label_free_threshold(h, np.ones(h.shape), 1), "classes expected at least 2, got 1"),
         (lambda h: label_free_threshold(h, np.zeros(h.shape)), "brain expected at least one voxel, got none"),
     ],
 )
