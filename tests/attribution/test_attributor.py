@@ -1,0 +1,105 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""What every attributor owes to the network it explains."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from monai_rrr.attribution import CAM, Attributor, GradCAM, record
+
+ATTRIBUTORS: dict[str, Attributor] = {
+    "cam": CAM("trunk", "head"),
+    "grad_cam": GradCAM("trunk"),
+    "grad_cam_early": GradCAM("trunk.0", relu=False),
+}
+
+
+class Classifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv3d(2, 4, 3, padding=1), nn.BatchNorm3d(4), nn.Softplus(), nn.Conv3d(4, 4, 1), nn.Dropout3d(0.2)
+        )
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.trunk(image).flatten(2).mean(2))
+
+
+@pytest.fixture(params=ATTRIBUTORS)
+def attribute(request: pytest.FixtureRequest) -> Attributor:
+    return ATTRIBUTORS[request.param]
+
+
+@pytest.fixture(params=[True, False], ids=["training", "evaluation"])
+def network(request: pytest.FixtureRequest) -> nn.Module:
+    return Classifier().train(request.param)
+
+
+CLASSES = torch.tensor([[0, 2], [1, 1]])
+
+
+def test_parameters_receive_gradient(attribute: Attributor, network: nn.Module) -> None:
+    heatmap = attribute(record(network, torch.rand(2, 2, 4, 4, 4), attribute.layers), CLASSES)
+    (heatmap - heatmap.detach() - 1).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        if name.endswith("weight"):  # a heatmap need not depend on biases above its layer
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+    assert network.head.weight.grad.abs().sum() > 0
+    assert network.trunk[0].weight.grad.abs().sum() > 0
+
+
+def test_nothing_is_touched(attribute: Attributor, network: nn.Module) -> None:
+    network.trunk[0].weight.requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.grad = torch.full_like(parameter, 2.5)
+    trace = record(network, torch.rand(2, 2, 4, 4, 4), attribute.layers)
+    flags = [module.training for module in network.modules()]
+    trainable = [parameter.requires_grad for parameter in network.parameters()]
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    random = torch.random.get_rng_state()
+    attribute(trace, CLASSES)
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert [module.training for module in network.modules()] == flags
+    assert [parameter.requires_grad for parameter in network.parameters()] == trainable
+    assert all((parameter.grad == 2.5).all() for parameter in network.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    assert all(not m._forward_hooks and not m._backward_hooks and not m._forward_pre_hooks for m in network.modules())
+    assert not trace.features[attribute.layers[0]].retains_grad
+
+
+def test_a_trace_can_be_explained_again_and_trained_on(attribute: Attributor, network: nn.Module) -> None:
+    trace = record(network, torch.rand(2, 2, 4, 4, 4), attribute.layers)
+    first, second = attribute(trace, CLASSES), attribute(trace, CLASSES)
+    assert torch.equal(first, second)
+    (trace.logits.sum() + first.sum() + second.sum()).backward()
+
+
+def test_shape_and_batch_independence(attribute: Attributor) -> None:
+    network = Classifier().eval()
+    image = torch.rand(2, 2, 4, 3, 5)
+    whole = attribute(record(network, image, attribute.layers), CLASSES)
+    assert whole.shape == (2, 2, 4, 3, 5)
+    for sample in range(2):
+        part = slice(sample, sample + 1)
+        torch.testing.assert_close(
+            attribute(record(network, image[part], attribute.layers), CLASSES[part]), whole[part]
+        )
+
+
+def test_zero_image_is_finite(attribute: Attributor) -> None:
+    assert attribute(record(Classifier(), torch.zeros(2, 2, 4, 4, 4), attribute.layers), CLASSES).isfinite().all()
