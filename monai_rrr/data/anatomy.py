@@ -30,7 +30,7 @@ __all__ = ["Push", "Subject", "Tissue"]
 Array = NDArray[np.float32]
 
 _ORIGIN = (-98.0, -134.0, -72.0)  # MNI coordinates of the first template voxel at 1 mm
-_CENTER = (0.0, -17.0, 3.0)  # MNI point that lies in the center of the frame
+_CENTER = (0.0, -17.0, 6.0)  # MNI point that lies in the center of the frame
 _VENTRICLES = (0.0, -14.0, 14.0)
 _DEFORMATION = ((50.0, 2.6), (22.0, 1.7), (11.0, 1.2))  # knot distance and amplitude, both in mm
 
@@ -69,7 +69,7 @@ class Push:
 
     def __call__(self, points: Array) -> Array:
         """Return where the tissue at ``points`` (``3 X Y Z``) came from."""
-        offset = points - np.float32(self.center)[:, None, None, None]
+        offset = points - np.asarray(self.center, np.float32)[:, None, None, None]
         squared = (offset**2).sum(0) / np.float32(self.radius_mm**2)
         return np.asarray(points - np.float32(self.strength) * np.exp(-squared) * offset, np.float32)
 
@@ -115,12 +115,13 @@ class Subject:
         angle = np.deg2rad(rng.normal(0.0, (4.0, 2.0, 3.0)))
         sharpness, atrophy = rng.uniform(1.5, 2.3), rng.normal(0.1, 0.45)
         ventricles = float(np.clip(rng.normal(0.05, 0.22), -0.3, 0.45))
+        strip = np.float32(rng.uniform(1.0, 1.035))  # how much of the outer CSF skull-stripping has taken
         points = grid.points()
         shift = np.zeros_like(points)
         for knot, amplitude in _DEFORMATION:
             shift += np.float32(amplitude) * smooth_noise(rng, grid, knot, channels=3)
         matrix = (_rotation(angle) / scale).astype(np.float32)
-        outer = self._to_mni(points + np.float32(0.8) * shift, matrix, 0.0)
+        outer = self._to_mni(strip * points + np.float32(0.8) * shift, matrix, 0.0)
         inner = self._to_mni((points if push is None else push(points)) + shift, matrix, ventricles)
         brain = _sample(outer.reshape(3, -1), slice(2, 3))[0].reshape(grid.shape) > 0.5
         gm, wm = fractions = np.zeros((2, *grid.shape), np.float32)
@@ -133,7 +134,7 @@ class Subject:
 
     @staticmethod
     def _to_mni(points: Array, matrix: Array, ventricles: float) -> Array:
-        mni = np.tensordot(matrix, points, axes=1) + np.float32(_CENTER)[:, None, None, None]
+        mni = np.tensordot(matrix, points, axes=1) + np.asarray(_CENTER, np.float32)[:, None, None, None]
         return Push(_VENTRICLES, 32.0, ventricles)(mni)
 
 

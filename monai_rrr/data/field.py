@@ -107,4 +107,4 @@ def fractal_noise(rng: np.random.Generator, grid: Grid, knot_mm: float, octaves:
     total = np.zeros(grid.shape, np.float32)
     for octave in range(octaves):
         total += np.float32(decay**octave) * smooth_noise(rng, grid, knot_mm / 2**octave)[0]
-    return total / np.float32(sum(decay ** (2 * octave) for octave in range(octaves)) ** 0.5)
+    return np.asarray(total / np.float32(sum(decay ** (2 * octave) for octave in range(octaves)) ** 0.5))

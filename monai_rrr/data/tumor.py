@@ -116,7 +116,7 @@ class Lesion:
 
 
 def _radius(milliliters: float) -> float:
-    return float(1000 * milliliters * 3 / (4 * np.pi)) ** (1 / 3)
+    return float((1000 * milliliters * 3 / (4 * np.pi)) ** (1 / 3))
 
 
 def _sigmoid(x: Array) -> Array:
@@ -128,7 +128,7 @@ def _distance(rng: np.random.Generator, grid: Grid, center: tuple[float, float, 
     axes = np.exp(rng.normal(0, 0.16, 3))
     frame, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     metric = (frame * (axes / np.prod(axes) ** (1 / 3))).T.astype(np.float32)
-    offset = grid.points() - np.float32(center)[:, None, None, None]
+    offset = grid.points() - np.asarray(center, np.float32)[:, None, None, None]
     return np.asarray(np.sqrt((np.tensordot(metric, offset, axes=1) ** 2).sum(0)))
 
 
@@ -181,10 +181,9 @@ def _satellite(plan: TumorPlan, grid: Grid, rng: np.random.Generator, core_radiu
     direction = rng.normal(size=3)
     direction /= np.linalg.norm(direction)
     reach = core_radius + rng.uniform(5.0, 18.0)
-    center = tuple(float(c + reach * d) for c, d in zip(plan.center, direction, strict=True))
+    x, y, z = (float(c + reach * d) for c, d in zip(plan.center, direction, strict=True))
     size = float(rng.uniform(3.0, 7.0))
-    assert len(center) == 3
-    return _distance(rng, grid, center) + core_radius - size + smooth_noise(rng, grid, 5.0)[0]
+    return np.asarray(_distance(rng, grid, (x, y, z)) + core_radius - size + smooth_noise(rng, grid, 5.0)[0])
 
 
 def _enhancing(plan: TumorPlan, grid: Grid, rng: np.random.Generator, depth: Array) -> Array:
