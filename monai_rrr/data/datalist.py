@@ -69,7 +69,7 @@ def load_datalist(
         kind = "a file of another kind" if source.exists() else "nothing"
         raise DataError("source-missing", f"expected a folder or a JSON datalist, got {kind}", path=source)
     cases, faults = find_cases(source) if json_file is None else read_datalist(json_file, section, wanted)
-    if not cases:
+    if not cases and not faults:
         raise DataError(
             "no-cases",
             "expected at least one case, found none",

@@ -17,6 +17,9 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from monai_rrr.errors import DataError
 
 __all__ = ["decode", "read_bytes"]
@@ -55,7 +58,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
     return raw
 
 
-def decode(raw: bytes, compressed: bool, header_size: int, plan: Callable[[bytes], int]) -> bytearray:
+def decode(raw: bytes, compressed: bool, header_size: int, plan: Callable[[bytes], int]) -> NDArray[np.uint8]:
     """Return the decoded bytes, after checking that they are exactly those that were written.
 
     A gzip stream is read to its end, with checksum (CRC32) and size of every member; a plain file has no checksum,
@@ -78,7 +81,7 @@ def decode(raw: bytes, compressed: bool, header_size: int, plan: Callable[[bytes
     expected = plan(raw[:header_size])
     if len(raw) != expected:
         raise DataError("file-length", f"expected {expected} bytes, got {len(raw)}", hint=_AGAIN)
-    return bytearray(raw)
+    return np.frombuffer(bytearray(raw), np.uint8)
 
 
 _AGAIN = "the file is damaged; copy or download it again"
@@ -103,9 +106,9 @@ def _check_kind(raw: bytes, compressed: bool) -> None:
     raise DataError("file-kind", f"expected {'gzip' if compressed else 'uncompressed NIfTI'}, got {got}", hint=hint)
 
 
-def _inflate(raw: bytes, header_size: int, plan: Callable[[bytes], int]) -> bytearray:
+def _inflate(raw: bytes, header_size: int, plan: Callable[[bytes], int]) -> NDArray[np.uint8]:
     view, position, filled, total = memoryview(raw), 0, 0, header_size
-    out, planned = bytearray(header_size), False
+    out, planned = np.empty(header_size, np.uint8), False
     chunk: bytes | memoryview
     engine = zlib.decompressobj(GZIP_WBITS)
     while True:
@@ -121,11 +124,11 @@ def _inflate(raw: bytes, header_size: int, plan: Callable[[bytes], int]) -> byte
             raise DataError("gzip-corrupt", message, hint=_AGAIN) from None
         if filled + len(piece) > total:
             raise DataError("file-length", f"expected {total} decoded bytes, got more", hint=_AGAIN)
-        out[filled : filled + len(piece)] = piece
+        out[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
         filled += len(piece)
         if not planned and filled == header_size:
-            total, planned, start = plan(bytes(out)), True, out
-            out = bytearray(total)
+            total, planned, start = plan(out.tobytes()), True, out
+            out = np.empty(total, np.uint8)
             out[:header_size] = start
         if engine.eof:
             position -= len(engine.unused_data)

@@ -25,6 +25,7 @@ from monai_rrr.errors import DataError
 
 __all__ = ["MAX_DISPLACEMENT", "checked_affine", "corner_displacement"]
 
+LEGAL_CODES = frozenset(range(6))
 MAX_DISPLACEMENT = 0.1
 """Grids count as equal when no corner moves by more than this, in mm."""
 
@@ -39,10 +40,13 @@ def checked_affine(header: nib.Nifti1Header) -> np.ndarray[Any, np.dtype[np.floa
     sizes = np.asarray(header["pixdim"][1:4], dtype=np.float64)
     if not (np.isfinite(sizes).all() and (sizes > 0).all()):
         raise _fault(f"expected positive voxel sizes in pixdim, got {sizes.tolist()}")
+    codes = {name: int(header[f"{name}_code"]) for name in ("sform", "qform")}
+    if not set(codes.values()) <= LEGAL_CODES:
+        raise _fault(f"expected codes from 0 to 5, got {codes}")
     forms = {}
-    if int(header["sform_code"]) > 0:
+    if codes["sform"]:
         forms["sform"] = np.asarray(header.get_sform(), dtype=np.float64)  # type: ignore[no-untyped-call]
-    if int(header["qform_code"]) > 0:
+    if codes["qform"]:
         forms["qform"] = _qform(header)
     if not forms:
         raise _fault("expected a qform or an sform, got code 0 for both", "write the position into the header")
