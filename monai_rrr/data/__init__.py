@@ -18,6 +18,7 @@ from .cache import BrainBoxCache
 from .datalist import Case, load_datalist
 from .load import LoadBrainBoxd
 from .nifti import NiftiVolume, read_verified
+from .phantom import generate_cohort
 from .tags import Tags, check_tags, derive_tags, read_tags, slice_labels, tag_budget, write_tags
 from .verify import VerifyReport, verify_cases
 
@@ -31,6 +32,7 @@ __all__ = [
     "VerifyReport",
     "check_tags",
     "derive_tags",
+    "generate_cohort",
     "load_datalist",
     "make_brain_box",
     "read_tags",
