@@ -223,7 +223,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of full-size cases")
-    parser.add_argument("--repeats", type=int, default=16, help="samples per pipeline")
+    parser.add_argument("--repeats", type=int, default=8, help="samples per pipeline")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result files")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -151,7 +151,7 @@ def make_brain_box(case: Mapping[str, Any], spacing: float | None = None) -> Bra
 
 
 def _read(case: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]], NDArray[np.float64], tuple[int, int, int]]:
-    case_id, volumes = str(case["case_id"]), case.get("volumes", {})
+    case_id, volumes = str(case["case_id"]), case.get("volumes") or {}
     unknown = set(case["modalities"]) - set(MODALITIES)
     if unknown or not case["modalities"]:
         raise DataError(

@@ -114,7 +114,7 @@ class BrainBoxCache:
 
     def key(self, case: Mapping[str, Any]) -> str:
         """Return the SHA-256 over the contents of the case's images, the parameters and the format version."""
-        volumes = case.get("volumes", {})
+        volumes = case.get("volumes") or {}
         sources = [[name, self._hash(case, name), volumes.get(name)] for name in sorted(case["modalities"])]
         text = json.dumps({"format": FORMAT_VERSION, "spacing": self.spacing, "sources": sources})
         return hashlib.sha256(text.encode()).hexdigest()

@@ -102,8 +102,8 @@ def test_damage_is_named_and_repaired(case, cache, suffix, damage):
     if damage == "truncate":
         path.write_bytes(content[:-7])
     elif damage == "flip":
-        # In the side-car: the opening brace.
-        content[0 if suffix == ".json" else -3] ^= 0x55
+        # In the side-car: 10, the number of voxels, becomes 11.
+        content[content.index(b"10", content.index(b"source_shape")) + 1 if suffix == ".json" else -3] ^= 0x01
         path.write_bytes(content)
     else:
         path.unlink()

@@ -21,7 +21,7 @@ from monai.data import DataLoader, Dataset
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 from scipy.ndimage import center_of_mass
 
-from monai_rrr.data import make_brain_box
+from monai_rrr.data import load_datalist, make_brain_box
 from monai_rrr.transforms import WholeVolumed, to_source_grid
 
 SHAPE = (13, 16, 18)
@@ -127,3 +127,18 @@ def test_same_values_for_tensor_on_any_strides(tmp_path):
     first, second = (to_source_grid(v, out["geometry"]) for v in (turned.requires_grad_(), out["image"]))
     np.testing.assert_array_equal(first, second)
     assert isinstance(out["image"], torch.Tensor)
+
+
+@pytest.mark.slow
+def test_real_case_comes_back_in_place(brats_folder):
+    case = load_datalist(brats_folder, with_labels=False)[0]
+    name, path = next(iter(case["modalities"].items()))
+    array = np.asarray(nib.load(path).dataobj)
+    for spacing, least in ((None, 0.9999), (3.0, 0.9)):
+        data = make_brain_box({**case, "modalities": {name: path}}, spacing).as_dict()
+        out = WholeVolumed((32, 32, 16), spacing or np.linalg.norm(data["affine"][:3, :3], axis=0), multiple=8)(data)
+        channel = int(np.flatnonzero(data["present"])[0])
+        back = to_source_grid(out["image"][channel : channel + 1], out["geometry"])[0]
+        assert np.corrcoef(back[array != 0], array[array != 0])[0, 1] > least
+        outside = to_source_grid(out["brain"], out["geometry"], mode="nearest")[0] & (array == 0)
+        assert outside.sum() < (0.05 if spacing else 0.0001) * (array != 0).sum()
