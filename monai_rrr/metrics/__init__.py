@@ -1,3 +1,14 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Scores of masks against masks, thresholds for heatmaps, baselines and intervals."""
 
 from __future__ import annotations
@@ -5,6 +16,7 @@ from __future__ import annotations
 from .baseline import empty_mask, flair_otsu
 from .calibration import TagCalibration, calibrate_on_tags, oracle_threshold
 from .segmentation import RegionScores, region_scores
+from .slice_presence import slice_presence_scores
 from .statistics import Interval, bootstrap_mean, paired_difference
 from .threshold import OperatingPoint, apply_threshold, label_free_threshold
 
@@ -22,4 +34,5 @@ __all__ = [
     "oracle_threshold",
     "paired_difference",
     "region_scores",
+    "slice_presence_scores",
 ]

@@ -9,7 +9,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """What any method has to beat: an empty mask, and Otsu's threshold on FLAIR."""
 
 from __future__ import annotations

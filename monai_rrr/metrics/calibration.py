@@ -9,7 +9,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """Thresholds fitted over several cases: to slice tags, which training has, or to masks, as an upper bound only."""
 
 from __future__ import annotations

@@ -9,7 +9,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """Dice, HD95 and ASSD per patient and region, with one stated rule for empty regions."""
 
 from __future__ import annotations

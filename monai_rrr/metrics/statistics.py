@@ -9,7 +9,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """Bootstrap intervals whose unit is the case: of a mean, and of a paired difference between two methods."""
 
 from __future__ import annotations

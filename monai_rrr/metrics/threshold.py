@@ -9,7 +9,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """From a heatmap to a mask: the rule that applies a threshold, and the threshold that needs no labels at all."""
 
 from __future__ import annotations

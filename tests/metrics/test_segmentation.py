@@ -9,7 +9,6 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 from __future__ import annotations
 
 import math
@@ -17,6 +16,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis.extra.numpy import arrays
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler, write_metrics_reports
@@ -78,6 +79,16 @@ def test_l7_equals_brute_force(seed):
             expected = reference(pred[k], truth[k])
             scores = [found[region][name] for name in ("dice", "hd95", "assd")]
             np.testing.assert_allclose(scores, expected, rtol=2e-6, atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(arrays(bool, (2, 1, 4, 3, 5)))
+def test_f10_symmetric_and_bounded(masks):
+    there = region_scores(*masks, SPACING, regions=["WT"])["WT"]
+    assert there == pytest.approx(region_scores(masks[1], masks[0], SPACING, regions=["WT"])["WT"])
+    assert 0 <= there["dice"] <= 1
+    assert 0 <= there["assd"] <= math.hypot(4, 4.5, 15) + 1e-4
+    assert 0 <= there["hd95"] <= math.hypot(4, 4.5, 15) + 1e-4
 
 
 def test_crop_changes_nothing(monkeypatch):
