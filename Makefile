@@ -13,7 +13,7 @@ INSTALLED = $(VENV)/.installed
 SUPPORTED = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10 python; do \
 	$$p -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
-PIP = "$(BIN)/python" -m pip install --disable-pip-version-check
+PIP = "$(BIN)/python" -m pip install --disable-pip-version-check --no-compile
 
 .PHONY: help install test test-slow check demo clean
 

@@ -21,6 +21,7 @@ import typer
 import monai_rrr
 
 from .console import set_debug
+from .demo import demo
 from .phantom import phantom
 from .tags import tags
 from .verify import verify
@@ -60,6 +61,7 @@ def _options(
     set_debug(debug)
 
 
+app.command()(demo)
 app.command()(phantom)
 app.command()(verify)
 app.command()(tags)

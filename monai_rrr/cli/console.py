@@ -17,7 +17,8 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
@@ -27,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from monai_rrr.errors import RRRError
 
-__all__ = ["EXIT_FAULT", "EXIT_INPUT", "EXIT_INTERRUPTED", "guarded", "out", "progress", "set_debug"]
+__all__ = ["EXIT_FAULT", "EXIT_INPUT", "EXIT_INTERRUPTED", "counted", "guarded", "out", "progress", "set_debug"]
 
 EXIT_FAULT = 1
 EXIT_INPUT = 2
@@ -35,6 +36,7 @@ EXIT_INTERRUPTED = 130
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 _DEBUG = "MONAI_RRR_DEBUG"
 
 
@@ -87,12 +89,25 @@ def _text(error: Exception) -> str:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar with the time left on standard error; yields ``report(done, total)``."""
+    """Show a bar with the time left on standard error; yields ``report(done, total)``.
+
+    Where standard error is no terminal, such as in a log, there is one line at the start and one at the end.
+    """
+    console, begin = _err(), time.monotonic()
+    if not console.is_terminal:
+        console.print(f"{what} ...", markup=False)
+        yield lambda done, total: None
+        console.print(f"{what}: {time.monotonic() - begin:.0f} s", markup=False)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=_err(), transient=True) as bar:
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
-        def report(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
 
-        yield report
+def counted(items: Sequence[T], report: Callable[[int, int], None]) -> Iterator[T]:
+    """Iterate and report how many items are done."""
+    for done, item in enumerate(items):
+        report(done, len(items))
+        yield item
+    report(len(items), len(items))

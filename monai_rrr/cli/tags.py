@@ -14,18 +14,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
-from .console import guarded, out, progress
+from .console import counted, guarded, out, progress
 from .verify import CONVENTION_HELP, DATA_HELP
 
 __all__ = ["tags"]
-
-T = TypeVar("T")
 
 
 @guarded
@@ -58,15 +55,8 @@ def tags(
         found = {str(case["case_id"]): dict.fromkeys(("WT", "TC", "ET")) for case in cases}
     else:
         with progress("masks read") as step:
-            found = derive_tags(_counted(cases, step), str(convention))
+            found = derive_tags(counted(cases, step), str(convention))
     write_tags(table, found)
     budget = tag_budget(found)
     numbers = f"{budget['integers']:g} integers, {budget['integers_per_case']:.1f} per case"
     out().print(f"{len(found)} cases in {table}: {numbers}", markup=False)
-
-
-def _counted(items: Sequence[T], report: Callable[[int, int], None]) -> Iterator[T]:
-    for done, item in enumerate(items):
-        report(done, len(items))
-        yield item
-    report(len(items), len(items))

@@ -59,7 +59,7 @@ def test_help_lists_the_commands_and_exit_codes() -> None:
         assert word in result.output
 
 
-@pytest.mark.parametrize("command", ["phantom", "verify", "tags"])
+@pytest.mark.parametrize("command", ["demo", "phantom", "verify", "tags"])
 def test_help_of_a_command_says_what_goes_in_and_gives_an_example(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
@@ -195,15 +195,14 @@ def test_debug_lets_the_error_through(monkeypatch: pytest.MonkeyPatch) -> None:
         command()
 
 
-def test_module_runs_as_a_real_process(tmp_path: Path) -> None:
+def test_module_runs_as_a_real_process() -> None:
     def process(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "monai_rrr", *words]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
     version = process("--version")
     assert (version.returncode, version.stdout.strip()) == (0, f"monai-rrr {monai_rrr.__version__}")
-    failed = process("verify", str(tmp_path / "nowhere"))
-    assert failed.returncode == 2
-    assert failed.stdout == ""
-    assert failed.stderr.startswith("error: [source-missing]")
+    failed = process("demo", "--bundle", "nowhere")
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert failed.stderr.startswith("error: [bundle-missing] expected a bundle's folder, got 'nowhere'")
     assert "Traceback" not in failed.stderr

@@ -1,0 +1,113 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""Run a bundle as ``python -m monai.bundle run`` in a process of its own, with a bar that is read off its files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import monai_rrr
+from monai_rrr.errors import ConfigError
+
+from .console import progress
+
+__all__ = ["EVALUATE", "TRAIN", "evaluated", "find_bundle", "run_bundle", "trained"]
+
+TRAIN = ("train.yaml",)
+EVALUATE = ("train.yaml", "evaluate.yaml")
+
+_POLL = 0.5
+_LAST_LINES = 30
+
+
+class BundleRunError(RuntimeError):
+    """A bundle's process ended with an error; its log says why."""
+
+
+def find_bundle(name: str) -> Path:
+    """Return the folder of a bundle, given as a path or as the name of one in the repository.
+
+    Raises:
+        ConfigError: ``bundle-missing``.
+    """
+    repository = Path(monai_rrr.__file__).resolve().parents[1]
+    for folder in (Path(name), Path("bundles") / name, repository / "bundles" / name):
+        if (folder / "configs" / "metadata.json").is_file():
+            return folder.resolve()
+    hint = "bundles come with the source: clone the repository, or give the path of a bundle's folder"
+    raise ConfigError("bundle-missing", f"expected a bundle's folder, got {name!r}", hint=hint)
+
+
+def trained(folder: Path) -> tuple[int, int]:
+    """Return (steps done, steps in all) of a training that writes into `folder`; (0, 0) before it has begun."""
+    try:
+        record = json.loads((folder / "run.json").read_text("utf-8"))
+        total = int(record["epochs"]) * int(record["iterations_per_epoch"])
+        with (folder / "training.csv").open(newline="", encoding="utf-8") as file:
+            steps = [int(row["step"]) for row in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, 0
+    return (max(steps, default=0), total)
+
+
+def evaluated(folder: Path, cases: int) -> tuple[int, int]:
+    """Return (cases written, cases in all) of an evaluation that writes into `folder`."""
+    return len(list(folder.glob("cases/*/*_pred.nii.gz"))), cases
+
+
+def run_bundle(
+    what: str,
+    bundle: Path,
+    configs: Sequence[str],
+    options: dict[str, object],
+    log: Path,
+    state: Callable[[], tuple[int, int]],
+) -> None:
+    """Run a bundle's workflow and show how far it is.
+
+    Args:
+        what: words beside the bar.
+        bundle: folder of the bundle.
+        configs: files in its ``configs``; later ones are overlays.
+        options: keys of the configuration to override.
+        log: file that receives everything the process prints.
+        state: called twice a second: (done, total), total 0 while unknown.
+
+    Raises:
+        RuntimeError: With the end of the log, when the process fails.
+    """
+    files = [f"configs/{name}" for name in configs]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files), "--bundle_root", "."]
+    command += [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as file, progress(what) as step:
+        process = subprocess.Popen(command, cwd=bundle, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            while process.poll() is None:
+                time.sleep(_POLL)
+                done, total = state()
+                if total:
+                    step(done, total)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(timeout=30)
+    if process.returncode:
+        last = log.read_text("utf-8", errors="replace").splitlines()[-_LAST_LINES:]
+        raise BundleRunError(f"{what} ended with code {process.returncode}; the end of {log}:\n" + "\n".join(last))
