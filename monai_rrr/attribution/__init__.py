@@ -15,9 +15,11 @@ from __future__ import annotations
 
 from .attributor import Attributor
 from .cam import CAM
+from .classmap import ClassMap
 from .gradcam import GradCAM
 from .layout import ChannelsLast, TokenGrid
 from .normalize import normalize_l2, normalize_max, normalize_minmax, resize_heatmap
+from .pooling import masked_log_mean_exp
 from .score import ClassScore, argmax_score, positive_score, volume_score
 from .trace import Trace, record
 
@@ -25,11 +27,13 @@ __all__ = [
     "CAM",
     "Attributor",
     "ChannelsLast",
+    "ClassMap",
     "ClassScore",
     "GradCAM",
     "TokenGrid",
     "Trace",
     "argmax_score",
+    "masked_log_mean_exp",
     "normalize_l2",
     "normalize_max",
     "normalize_minmax",

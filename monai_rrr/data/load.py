@@ -16,10 +16,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from monai.transforms import Transform
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import SpatialResample, Transform
 
 from monai_rrr.data.brain_box import tag_extents
 from monai_rrr.data.cache import BrainBoxCache
+from monai_rrr.data.nifti import read_verified
 from monai_rrr.errors import DataError
 
 __all__ = ["LoadBrainBoxd"]
@@ -34,9 +38,11 @@ class LoadBrainBoxd(Transform):
     Args:
         cache: where the brain boxes are.
         tags: case id -> tags of that case. None: no case has tags, as for inference.
+        with_label: also read the voxel mask, as ``label`` (uint8, ``1XYZ``) on the grid of the box, nearest voxel; for
+            references with full supervision, never for training by tags.
 
     Raises:
-        DataError: When ``tags`` are given, but not for this case.
+        DataError: When ``tags`` are given, but not for this case, or a label is wanted and missing.
 
     Example:
         >>> from monai.data import Dataset
@@ -47,10 +53,14 @@ class LoadBrainBoxd(Transform):
     """
 
     def __init__(
-        self, cache: BrainBoxCache, tags: Mapping[str, Mapping[str, tuple[int, int] | None]] | None = None
+        self,
+        cache: BrainBoxCache,
+        tags: Mapping[str, Mapping[str, tuple[int, int] | None]] | None = None,
+        with_label: bool = False,
     ) -> None:
         self.cache = cache
         self.tags = tags
+        self.with_label = with_label
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Return the brain box of a case."""
@@ -69,4 +79,17 @@ class LoadBrainBoxd(Transform):
         result = self.cache.get(data).as_dict()
         if extents is not None:
             result["tags"] = extents
+        if self.with_label:
+            result["label"] = self._label(data, result)
         return result
+
+    def _label(self, data: Mapping[str, Any], box: Mapping[str, Any]) -> torch.Tensor:
+        case_id = str(data["case_id"])
+        if "label" not in data:
+            raise DataError("label-missing", "expected a voxel mask of this case", case_id=case_id, field="label")
+        volume = read_verified(data["label"], case_id=case_id, field="label").canonical()
+        array = torch.from_numpy(np.ascontiguousarray(volume.array)).float()
+        image = MetaTensor(array[None], affine=torch.from_numpy(volume.affine))
+        resample = SpatialResample(mode="nearest", padding_mode="zeros")
+        moved = resample(image, dst_affine=torch.from_numpy(box["affine"]), spatial_size=box["brain"].shape)
+        return torch.as_tensor(moved.as_tensor()).round().to(torch.uint8)

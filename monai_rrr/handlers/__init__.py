@@ -17,7 +17,7 @@ from .calibration import TagCalibrationHandler
 from .evaluation import HeatmapEvaluation
 from .reliability import ReliabilityHandler
 from .run_record import RunRecord
-from .terms import TermLogger, terms_of
+from .terms import TermLogger, slice_scores, terms_of
 
 __all__ = [
     "HeatmapEvaluation",
@@ -25,5 +25,6 @@ __all__ = [
     "RunRecord",
     "TagCalibrationHandler",
     "TermLogger",
+    "slice_scores",
     "terms_of",
 ]

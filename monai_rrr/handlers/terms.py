@@ -14,11 +14,15 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
+from torch import Tensor
 
-__all__ = ["TermLogger", "terms_of"]
+__all__ = ["TermLogger", "slice_scores", "terms_of"]
 
 
 class TermLogger:
@@ -68,3 +72,12 @@ def terms_of(output: dict[str, object]) -> dict[str, object]:
     if not isinstance(terms, dict):
         raise TypeError(f"terms must be a dictionary, got {type(terms).__name__}")
     return {"loss": output["loss"], **terms}
+
+
+def slice_scores(output: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
+    """``output_transform`` for slice-wise metrics: the strongest evidence of each slice and its tag, both ``slices K``.
+
+    Reads ``pred`` (heatmaps ``K H W D``) and ``label`` (slice tags ``K D``) of a decollated evaluator output.
+    """
+    scores = torch.cat([torch.as_tensor(item["pred"]).amax((1, 2)).T for item in output])
+    return scores, torch.cat([torch.as_tensor(item["label"]).T for item in output])

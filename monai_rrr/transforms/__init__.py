@@ -13,15 +13,22 @@
 
 from __future__ import annotations
 
+from .heatmap_output import HeatmapToLabeld, HeatmapToSourced, SaveHeatmapsd
 from .regions import LabelToRegionsd, to_labels, to_regions
 from .resample import resample_box
 from .slab import RandSlabd
 from .source_grid import to_source_grid
+from .warp import RandomWarp, Warp
 from .whole_volume import WholeVolumed
 
 __all__ = [
+    "HeatmapToLabeld",
+    "HeatmapToSourced",
     "LabelToRegionsd",
     "RandSlabd",
+    "RandomWarp",
+    "SaveHeatmapsd",
+    "Warp",
     "WholeVolumed",
     "resample_box",
     "to_labels",

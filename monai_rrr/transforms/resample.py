@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-__all__ = ["resample_box"]
+__all__ = ["resample_box", "resample_label"]
 
 _EPS = 1e-6
 
@@ -65,6 +65,29 @@ def resample_box(
         # The mean is removed in proportion to the share of brain, so that edges are those of a standardized image.
         channel.addcmul_(weight, mean[m], value=-1).mul_(present[m] / std[m]).clamp_(-clip, clip).mul_(brain)
     return image.permute(0, 2, 3, 1).contiguous(), brain.permute(1, 2, 0)[None].contiguous()
+
+
+def resample_label(box: Mapping[Any, Any], matrix: NDArray[np.float64], size: Sequence[int]) -> Tensor:
+    """Sample the masks of a brain box on the grid of a slab, linearly.
+
+    Args:
+        box: ``label`` (regions ``KXYZ``, 0 or 1) and ``brain``.
+        matrix: 4x4, slab voxel -> box voxel.
+        size: ``X, Y, D`` of the slab.
+
+    Returns:
+        float32 in [0, 1], ``KXYD``, 0 outside the brain.
+    """
+    label = np.asarray(box["label"])
+    count = len(label)
+    masks = {
+        "image": label,
+        "brain": box["brain"],
+        "present": np.ones(count),
+        "mean": np.zeros(count),
+        "std": np.ones(count),
+    }
+    return resample_box(masks, matrix, size, clip=1.0)[0]
 
 
 def _is_whole(*values: NDArray[np.float64]) -> bool:

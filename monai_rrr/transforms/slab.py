@@ -22,7 +22,7 @@ import torch
 from monai.transforms import MapTransform, RandomizableTransform
 from numpy.typing import NDArray
 
-from monai_rrr.transforms.resample import resample_box
+from monai_rrr.transforms.resample import resample_box, resample_label
 from monai_rrr.transforms.slab_grid import centered_matrix, check_size, check_spacing, slab_slice_label, slab_step
 from monai_rrr.utils.enums import RRRKeys
 
@@ -38,7 +38,7 @@ class RandSlabd(RandomizableTransform, MapTransform):
 
     Input is the dictionary of :class:`monai_rrr.data.LoadBrainBoxd`. Output: ``image`` (float32, ``MXYD``, standardized
     inside the brain, 0 outside and for absent modalities), ``brain`` (bool, ``1XYD``), ``present`` (bool, ``M``),
-    ``slice_label`` (float32, ``3D``), ``class_label`` (float32, ``3``: any slice tagged) and ``case_id``.
+    ``slice_label`` (float32, ``3D``), ``class_label`` (float32, ``3``: any slice tagged), ``case_id`` and, if the box has one, ``label`` (float32, ``KXYD``).
 
     A slab slice counts as tagged when it holds at least a quarter of a tagged slice of the case, so that a negative
     slice is certainly negative although it may average several. Labels of a case without tags are NaN.
@@ -126,7 +126,7 @@ class RandSlabd(RandomizableTransform, MapTransform):
         image, brain = resample_box(data, matrix, self.roi_size, self.clip)
         untilted = slab_slice_label(data, matrix, self.roi_size[2])
         labels = torch.full_like(untilted, math.nan) if self.tilt > 0 else untilted
-        return {
+        slab: dict[Hashable, Any] = {
             RRRKeys.CASE_ID: data[RRRKeys.CASE_ID],
             RRRKeys.IMAGE: image,
             RRRKeys.BRAIN: brain,
@@ -134,6 +134,9 @@ class RandSlabd(RandomizableTransform, MapTransform):
             RRRKeys.CLASS_LABEL: untilted.amax(dim=1),
             RRRKeys.SLICE_LABEL: labels,
         }
+        if RRRKeys.LABEL in data:
+            slab[RRRKeys.LABEL] = resample_label(data, matrix, self.roi_size)
+        return slab
 
     def _matrix(self, data: Mapping[Hashable, Any]) -> NDArray[np.float64]:
         size, box = self.roi_size, data[RRRKeys.BRAIN].shape

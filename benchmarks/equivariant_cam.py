@@ -1,0 +1,169 @@
+"""Ablation of the equivariant CAM bundle: train, evaluate, tabulate.
+
+    python benchmarks/equivariant_cam.py run --data DIR --convention brats2018 --out DIR --methods plain full --seeds 0 1 2
+    python benchmarks/equivariant_cam.py table --out DIR --result benchmarks/results/equivariant_cam_synthetic.json
+
+Every run is the bundle itself (train.yaml and evaluate.yaml with overrides), so the figures are those of what users
+run. Finished runs are kept and skipped; ``table`` compares paired over cases, the mean over seeds first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import torch
+from monai import bundle
+
+from monai_rrr.metrics import bootstrap_mean, paired_difference
+
+BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "brats_mri_equivariant_cam"
+OFF = {f"objective#weights#{name}": 0.0 for name in ("within_modal", "cross_modal", "mutual_learning", "nesting")}
+RAMP = {"_target_": "monai_rrr.objectives.Ramp", "end_value": 0.5, "stop": 0.4}
+METHODS: dict[str, dict[str, object]] = {
+    "plain": OFF,
+    "er": {**OFF, "objective#weights#within_modal": 1.0},
+    "kd": {**OFF, "objective#weights#mutual_learning": 0.5},
+    "cm": {**OFF, "objective#weights#cross_modal": RAMP},
+    "full": {},
+    "full_uniform": {"objective#terms#cross_modal#weighting": "uniform"},
+    "supervised": {},
+}
+
+
+def run_one(arguments: argparse.Namespace, method: str, modalities: list[str], seed: int, fold: int | None) -> None:
+    """Train and evaluate one configuration, unless its result is there."""
+    name = f"{method}_{'-'.join(modalities)}_seed{seed}" + ("" if fold is None else f"_fold{fold}")
+    out = arguments.out.resolve() / name
+    if (out / "metrics.csv").exists():
+        return
+    values: dict[str, object] = {
+        "bundle_root": str(BUNDLE),
+        "dataset_dir": str(arguments.data.resolve()),
+        "tags_file": str(arguments.tags.resolve()),
+        "output_dir": str(out),
+        "ckpt_dir": str(out / "models"),
+        "cache_dir": str(arguments.out.resolve() / "cache"),
+        "seed": seed,
+        "use_modalities": modalities,
+        "val_interval": 1000,
+        **json.loads(arguments.set),
+    }
+    if fold is not None:
+        # MONAI's partitions over the folds; the first part trains, the second is held out
+        values["parts"] = f"$monai_rrr.data.leave_one_fold_out(@cases, {arguments.folds}, {fold})"
+    supervised = ["supervised.yaml"] if method == "supervised" else []
+    training = {**values, **({"label_convention": arguments.convention} if supervised else {}), **METHODS[method]}
+    begin = time.perf_counter()
+    bundle.run(config_file=_files("train.yaml", *supervised), **training)
+    seconds = time.perf_counter() - begin
+    evaluation = {"method": method, "label_convention": arguments.convention, "scores": arguments.scores.split(",")}
+    bundle.run(config_file=_files("train.yaml", "evaluate.yaml"), **values, **evaluation)
+    (out / "seconds.json").write_text(json.dumps({"train": round(seconds, 1), "threads": torch.get_num_threads()}))
+    print(f"{name}: {seconds:.0f} s", flush=True)
+
+
+def _files(*names: str) -> list[str]:
+    return [str(BUNDLE / "configs" / name) for name in names]
+
+
+def collect(out: Path) -> pd.DataFrame:
+    """All metrics of all finished runs, with modalities, seed and fold."""
+    parts = []
+    for file in sorted(out.glob("*/metrics.csv")):
+        method, modalities, *rest = file.parent.name.rsplit("_seed", 1)[0].rsplit("_", 1) + [
+            file.parent.name.rsplit("_seed", 1)[1]
+        ]
+        seed, _, fold = rest[0].partition("_fold")
+        table = pd.read_csv(file).assign(run=method, modalities=modalities, seed=int(seed), fold=fold or "0")
+        parts.append(table)
+    return pd.concat(parts, ignore_index=True)
+
+
+def summarize(table: pd.DataFrame, against: str = "plain") -> list[dict[str, object]]:
+    """Mean Dice with interval per method, modalities, region and threshold, and its paired difference to a baseline."""
+    rows: list[dict[str, object]] = []
+    table = table[(table["method"] == table["run"]) | table["method"].isin(["flair_otsu", "flair_heuristic", "empty"])]
+    per_case = table.groupby(["method", "modalities", "threshold", "region", "case_id"])["dice"].mean().reset_index()
+    seeds = table.groupby(["method", "modalities"])["seed"].nunique()
+    for (method, modalities, threshold, region), group in per_case.groupby(
+        ["method", "modalities", "threshold", "region"]
+    ):
+        dice = group.set_index("case_id")["dice"]
+        mean = bootstrap_mean(dice.to_numpy())
+        row: dict[str, object] = {
+            "method": method,
+            "modalities": modalities,
+            "threshold": threshold,
+            "region": region,
+            "cases": len(dice),
+            "seeds": int(seeds[method, modalities]),
+            "dice": [round(v, 4) for v in (mean.mean, mean.low, mean.high)],
+        }
+        same = per_case["region"].eq(region) & per_case["modalities"].eq(modalities)
+        base = per_case[same & per_case["method"].eq(against) & per_case["threshold"].eq(threshold)]
+        base_dice = base.set_index("case_id")["dice"].reindex(dice.index)
+        if method != against and base_dice.notna().all() and len(base_dice):
+            difference = paired_difference(dice.to_numpy(), base_dice.to_numpy())
+            row[f"minus_{against}"] = [round(v, 4) for v in (difference.mean, difference.low, difference.high)]
+        rows.append(row)
+    return rows
+
+
+def write_table(arguments: argparse.Namespace) -> None:
+    """Write the summary as JSON with what it takes to repeat it."""
+    table = collect(arguments.out)
+    record = {
+        "command": arguments.command_line,
+        "date": time.strftime("%Y-%m-%d"),
+        "hardware": f"{os.cpu_count()} shared {platform.machine()} cores, CPU",
+        "versions": {name: version(name) for name in ("monai-rrr", "monai", "torch", "numpy")},
+        "runs": len(list(arguments.out.glob("*/metrics.csv"))),
+        "rows": summarize(table),
+    }
+    arguments.result.parent.mkdir(parents=True, exist_ok=True)
+    arguments.result.write_text(json.dumps(record, indent=1) + "\n")
+    frame = pd.DataFrame(record["rows"])
+    print(frame[frame["region"] == "WT"].to_string())
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run")
+    run.add_argument("--data", type=Path, required=True)
+    run.add_argument("--tags", type=Path, required=True)
+    run.add_argument("--convention", required=True)
+    run.add_argument("--out", type=Path, required=True)
+    run.add_argument("--methods", nargs="+", choices=METHODS, default=["plain", "full"])
+    run.add_argument("--modalities", nargs="+", default=["t1,t1c,t2,flair"], help="comma-separated sets")
+    run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    run.add_argument("--folds", type=int, default=0, help="cross-validation with so many folds; 0: the bundle's split")
+    run.add_argument("--scores", default="dice", help="comma-separated")
+    run.add_argument("--set", default="{}", help="further overrides of the bundle, as JSON")
+    run.add_argument("--threads", type=int, default=1)
+    table = commands.add_parser("table")
+    table.add_argument("--out", type=Path, required=True)
+    table.add_argument("--result", type=Path, required=True)
+    table.add_argument("--command-line", default="see the head of benchmarks/equivariant_cam.py")
+    arguments = parser.parse_args()
+    if arguments.command == "table":
+        write_table(arguments)
+        return
+    torch.set_num_threads(arguments.threads)
+    for seed in arguments.seeds:
+        for fold in range(arguments.folds) if arguments.folds else [None]:
+            for modalities in arguments.modalities:
+                for method in arguments.methods:
+                    run_one(arguments, method, modalities.split(","), seed, fold)
+
+
+if __name__ == "__main__":
+    main()
