@@ -195,7 +195,7 @@ def _agree(grid: _Grid, other: _Grid) -> bool:
 def _check_tags(result: CaseCheck, tags: Tags, grid: _Grid | None) -> None:
     slices = None
     if grid is not None and grid.affine is not None:
-        axes = nib.io_orientation(grid.affine)[:, 0].tolist()  # type: ignore[no-untyped-call]
+        axes = nib.io_orientation(grid.affine)[:, 0].tolist()
         slices = grid.shape[axes.index(2)]
     try:
         check_tags(tags, slices=slices, case_id=result.case_id)

@@ -45,7 +45,7 @@ def checked_affine(header: nib.Nifti1Header) -> np.ndarray[Any, np.dtype[np.floa
         raise _fault(f"expected codes from 0 to 5, got {codes}")
     forms = {}
     if codes["sform"]:
-        forms["sform"] = np.asarray(header.get_sform(), dtype=np.float64)  # type: ignore[no-untyped-call]
+        forms["sform"] = np.asarray(header.get_sform(), dtype=np.float64)
     if codes["qform"]:
         forms["qform"] = _qform(header)
     if not forms:
@@ -84,10 +84,10 @@ def corner_displacement(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any
 def _qform(header: nib.Nifti1Header) -> np.ndarray[Any, np.dtype[np.float64]]:
     if header["pixdim"][0] == 0:
         # The standard reads 0 as 1, nibabel refuses it.
-        header = header.copy()  # type: ignore[no-untyped-call]
+        header = header.copy()
         header["pixdim"][0] = 1
     try:
-        return np.asarray(header.get_qform(), dtype=np.float64)  # type: ignore[no-untyped-call]
+        return np.asarray(header.get_qform(), dtype=np.float64)
     except (ValueError, HeaderDataError) as error:
         raise _fault(f"expected a valid qform, got {error}") from error
 

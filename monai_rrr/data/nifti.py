@@ -54,9 +54,9 @@ class NiftiVolume:
 
     def canonical(self) -> NiftiVolume:
         """Return the same image with axes flipped and permuted to run right, anterior, superior; nothing is copied."""
-        orientation = nib.io_orientation(self.affine)  # type: ignore[no-untyped-call]
-        turn = nib.orientations.inv_ornt_aff(orientation, self.array.shape)  # type: ignore[no-untyped-call]
-        array = nib.apply_orientation(self.array, orientation)  # type: ignore[no-untyped-call]
+        orientation = nib.io_orientation(self.affine)
+        turn = nib.orientations.inv_ornt_aff(orientation, self.array.shape)
+        array = nib.apply_orientation(self.array, orientation)
         return replace(self, array=array, affine=self.affine @ turn)
 
 
@@ -111,7 +111,7 @@ def read_nifti(path: str | Path, *, max_bytes: int = MAX_BYTES) -> NiftiVolume:
     content = decode(raw, compressed, HEADER_SIZE, lambda start: _total_bytes(_parse_header(start), max_bytes))
     header = _parse_header(content[:HEADER_SIZE].tobytes())
     shape = _shape(header)
-    dtype: np.dtype[Any] = header.get_data_dtype()  # type: ignore[no-untyped-call]
+    dtype: np.dtype[Any] = header.get_data_dtype()
     offset = int(header["vox_offset"])
     array = np.frombuffer(content, dtype, count=math.prod(shape), offset=offset).reshape(shape, order="F")
     array = array.astype(dtype.newbyteorder("="), copy=False)
@@ -162,7 +162,7 @@ def _parse_header(block: bytes) -> nib.Nifti1Header:
         hint = "files in pairs (.hdr and .img) and Analyze files must be converted to one .nii.gz"
         raise DataError("header-kind", f"expected the magic word b'n+1\\x00', got {block[344:348]!r}", hint=hint)
     endianness = "<" if size == b"\x5c\x01\x00\x00" else ">"
-    return nib.Nifti1Header(block, endianness=endianness, check=False)  # type: ignore[no-untyped-call]
+    return nib.Nifti1Header(block, endianness=endianness, check=False)
 
 
 def _total_bytes(header: nib.Nifti1Header, max_bytes: int) -> int:

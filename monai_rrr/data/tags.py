@@ -16,7 +16,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -107,7 +107,7 @@ def write_tags(path: str | Path, tags: Mapping[str, Tags]) -> None:
     atomic_write(path, text.encode("utf-8"))
 
 
-def derive_tags(cases: Sequence[Mapping[str, Any]], convention: str | LabelConvention) -> dict[str, Tags]:
+def derive_tags(cases: Iterable[Mapping[str, Any]], convention: str | LabelConvention) -> dict[str, Tags]:
     """Read slice tags off voxel masks, for research data that has them; nothing else in training reads a mask.
 
     Args:
