@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = ["ModalityConv", "ModalityNorm", "ModalityStem"]
@@ -50,31 +50,49 @@ class ModalityStem(nn.Module):
         """Convolve each modality with its own kernel."""
         weight = self.weight.repeat(self.repeat, 1, 1, 1, 1, 1).flatten(0, 1)
         out = F.conv3d(image, weight, None, self.stride, self.padding, 1, self.count)
-        return out.unflatten(1, (self.count, self.channels))
+        branches: Tensor = out.unflatten(1, (self.count, self.channels))
+        return branches
 
 
 class ModalityNorm(nn.Module):
-    """Instance normalization with factors of each modality.
+    """Normalization with factors of each modality.
+
+    ``"layer"`` normalizes the features of each voxel over the channels. It is local: what a voxel shows depends on
+    nothing outside its field of view. ``"instance"`` normalizes each channel over space, and that leaks: a bright
+    tumor moves the statistics, so that the rest of the brain tells the tag, and evidence lands anywhere but in the
+    tumor. ``"none"`` only scales and shifts.
 
     Args:
         own: sets of factors.
         channels: features.
+        kind: ``"layer"``, ``"instance"`` or ``"none"``.
 
     Shape:
         - x: ``P C h w d``, a stack of branches; index: ``P``, which set each row uses.
+
+    Raises:
+        ValueError: When ``kind`` is unknown.
     """
 
-    def __init__(self, own: int, channels: int) -> None:
+    def __init__(self, own: int, channels: int, kind: str = "none") -> None:
         super().__init__()
+        if kind not in ("layer", "instance", "none"):
+            raise ValueError(f"kind must be layer, instance or none, got {kind!r}")
+        self.kind = kind
         self.weight = nn.Parameter(torch.ones(own, channels))
         self.bias = nn.Parameter(torch.zeros(own, channels))
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
-        """Normalize each row and channel over space, then scale and shift."""
-        # with rows and channels as the channels of one instance, the factors of each row fuse into the normalization
-        rows = x.flatten(0, 1).unsqueeze(0)
-        out = F.instance_norm(rows, weight=self.weight[index].flatten(), bias=self.bias[index].flatten())
-        return out.view_as(x)
+        """Normalize, then scale and shift each row by the factors of its modality."""
+        weight, bias = self.weight[index], self.bias[index]
+        if self.kind == "instance":
+            # with rows and channels as the channels of one instance, the factors fuse into the normalization
+            rows = x.flatten(0, 1).unsqueeze(0)
+            return F.instance_norm(rows, weight=weight.flatten(), bias=bias.flatten()).view_as(x)
+        if self.kind == "layer":
+            x = x - x.mean(1, keepdim=True)
+            x = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-3)
+        return torch.addcmul(bias[:, :, None, None, None], x, weight[:, :, None, None, None])
 
 
 class ModalityConv(nn.Module):
@@ -92,11 +110,18 @@ class ModalityConv(nn.Module):
     def __init__(self, own: int, channels: int, classes: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(own, classes, channels))
-        self.bias = nn.Parameter(torch.full((own, classes), -1.0))
-        nn.init.normal_(self.weight, std=channels**-0.5)
+        self.bias = nn.Parameter(torch.zeros(own, classes))
+        nn.init.normal_(self.weight, std=0.1 * channels**-0.5)
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
-        """Project the features of each row by the head of its modality."""
+        """Project the features of each row by the head of its modality, also under autocast in float32."""
+        if not torch.jit.is_scripting() and torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self.project(x, index)
+        return self.project(x, index)
+
+    def project(self, x: Tensor, index: Tensor) -> Tensor:
+        """Compute ``forward`` in the precision of the weights."""
         flat = torch.bmm(self.weight[index], x.flatten(2).to(self.weight.dtype))
         out = flat + self.bias[index].unsqueeze(2)
         return out.view([x.shape[0], out.shape[1], x.shape[2], x.shape[3], x.shape[4]])

@@ -42,6 +42,8 @@ class Reliability(nn.Module):
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must be in [0, 1], got {momentum}")
         self.temperature, self.momentum = temperature, momentum
         self.register_buffer("tag_loss", torch.full((count, classes), 0.6931))
 
@@ -53,5 +55,7 @@ class Reliability(nn.Module):
     @torch.jit.unused
     def update(self, loss: Tensor, count: Tensor) -> None:
         """Move the running mean towards ``loss`` (``M K``, mean tag loss) where ``count`` (``M K``) is above 0."""
+        if loss.shape != self.tag_loss.shape or count.shape != self.tag_loss.shape:
+            raise ValueError(f"expected {self.tag_loss.shape}, got loss {loss.shape} and count {count.shape}")
         moved = self.momentum * self.tag_loss + (1 - self.momentum) * loss.to(self.tag_loss)
         self.tag_loss.copy_(torch.where(count > 0, moved, self.tag_loss))

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_rrr.networks.blocks.modality import ModalityNorm
@@ -30,17 +29,18 @@ class ConvBlock(nn.Module):
     The second stays in plane: slices are the unit of the tags, and it saves a third of the cost.
     """
 
-    def __init__(self, inputs: int, outputs: int, own: int) -> None:
+    def __init__(self, inputs: int, outputs: int, own: int, norm: str) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(inputs, outputs, 3, padding=1, bias=False)
-        self.norm1 = ModalityNorm(own, outputs)
-        self.conv2 = nn.Conv3d(outputs, outputs, (3, 3, 1), padding=(1, 1, 0), bias=False)
-        self.norm2 = ModalityNorm(own, outputs)
+        self.conv1 = nn.Conv3d(inputs, outputs, 3, padding=1)
+        self.norm1 = ModalityNorm(own, outputs, norm)
+        self.conv2 = nn.Conv3d(outputs, outputs, (3, 3, 1), padding=(1, 1, 0))
+        self.norm2 = ModalityNorm(own, outputs, norm)
         self.act = nn.LeakyReLU(0.1)
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         hidden = self.act(self.norm1(self.conv1(x), index))
-        return self.act(hidden + self.norm2(self.conv2(hidden), index))
+        out: Tensor = self.act(hidden + self.norm2(self.conv2(hidden), index))
+        return out
 
 
 class UNetTrunk(nn.Module):
@@ -52,21 +52,22 @@ class UNetTrunk(nn.Module):
     Args:
         channels: features per level.
         own: sets of normalization factors.
+        norm: kind of normalization, see :class:`~monai_rrr.networks.blocks.modality.ModalityNorm`.
 
     Shape:
         - x: ``P C h w d`` with ``C = channels[0]``; index: ``P``; output: as ``x``.
     """
 
-    def __init__(self, channels: Sequence[int], own: int) -> None:
+    def __init__(self, channels: Sequence[int], own: int, norm: str = "none") -> None:
         super().__init__()
-        self.norm = ModalityNorm(own, channels[0])
+        self.norm = ModalityNorm(own, channels[0], norm)
         self.act = nn.LeakyReLU(0.1)
         self.encoder = nn.ModuleList(
-            ConvBlock(channels[max(level - 1, 0)], channels[level], own) for level in range(len(channels))
+            ConvBlock(channels[max(level - 1, 0)], channels[level], own, norm) for level in range(len(channels))
         )
         upwards = list(reversed(range(len(channels) - 1)))
         self.lateral = nn.ModuleList(nn.Conv3d(channels[n + 1], channels[n], 1, bias=False) for n in upwards)
-        self.decoder = nn.ModuleList(ConvBlock(channels[n], channels[n], own) for n in upwards)
+        self.decoder = nn.ModuleList(ConvBlock(channels[n], channels[n], own, norm) for n in upwards)
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Return features for the head."""

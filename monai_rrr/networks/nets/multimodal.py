@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_rrr.attribution.pooling import masked_log_mean_exp
@@ -45,8 +45,11 @@ class MultimodalCAMNet(nn.Module):
         stride: in-plane output stride, 1 or 2; slices keep their number.
         share: ``"none"`` (a network per modality, as published), ``"norm"`` (shared trunk; stem, head and
             normalization factors per modality) or ``"all"`` (one branch for every modality).
+        norm: ``"layer"``, ``"instance"`` or ``"none"``, see
+            :class:`~monai_rrr.networks.blocks.modality.ModalityNorm`; instance normalization leaks the tag to every
+            voxel.
         sharpness: ``r`` of the pooling.
-        temperature: ``tau`` of the reliability weights, see :class:`~monai_rrr.networks.blocks.reliability.Reliability`.
+        temperature: ``tau`` of the reliability weights, see :mod:`monai_rrr.networks.blocks.reliability`.
         output: what ``forward`` returns: ``"logits"`` for training, ``"maps"`` for inference.
         dropout: channel dropout before the head; for uncertainty scoring.
 
@@ -56,15 +59,15 @@ class MultimodalCAMNet(nn.Module):
         - output ``"logits"``: ``B M K``; 0 for an absent modality.
         - output ``"maps"``: ``B K H W D``, in [0, 1]: the sigmoid maps, fused by reliability.
         - layer ``class_maps``: ``B M K h w D`` logits, to be recorded; ``reliability``: ``M K``.
-        - buffer ``operating_point``: ``K 2``, threshold and least area of a slice in mm2 that turn fused maps into masks.
+        - buffer ``operating_point``: ``K 2``, threshold and least area of a slice (mm2); they turn fused maps into masks.
 
     Raises:
         ValueError: When an argument or the shape of the image does not fit.
 
     Reference:
         Patel and Dolz, Weakly supervised segmentation with cross-modality equivariant constraints, Medical Image
-        Analysis 77 (2022), arXiv 2104.02488. Differs from it: 3D; one network instead of one per modality; instance
-        normalization; blur pooling; bias in the head; pooling over the brain by log-mean-exp, not the mean over all
+        Analysis 77 (2022), arXiv 2104.02488. Differs from it: 3D; one network instead of one per modality; layer
+        normalization; average pooling; bias in the head; pooling over the brain by log-mean-exp, not the mean over all
         voxels; sigmoid per class, not softmax; any subset of modalities per sample.
 
     Example:
@@ -80,6 +83,7 @@ class MultimodalCAMNet(nn.Module):
         channels: Sequence[int] = (24, 48, 96),
         stride: int = 2,
         share: str = "norm",
+        norm: str = "none",
         sharpness: float = 5.0,
         temperature: float = 0.1,
         output: str = "logits",
@@ -100,25 +104,33 @@ class MultimodalCAMNet(nn.Module):
         self.share = share
         self.sharpness = sharpness
         self.output = output
+        if not channels or min(channels) < 1 or num_classes < 1 or not self.modalities:
+            raise ValueError(
+                f"expected modalities, classes and channels, got {self.modalities}, {num_classes} and {tuple(channels)}"
+            )
+        if sharpness <= 0:
+            raise ValueError(f"sharpness must be positive, got {sharpness}")
         own = 1 if share == "all" else self.count
         self.stem = ModalityStem(self.count, own, channels[0], stride)
         self.trunks = nn.ModuleList(
-            UNetTrunk(channels, own if share == "norm" else 1) for _ in range(self.count if share == "none" else 1)
+            UNetTrunk(channels, own if share == "norm" else 1, norm) for _ in range(self.count if share == "none" else 1)
         )
         self.dropout = nn.Dropout3d(dropout)
         self.head = ModalityConv(own, channels[0], num_classes)
         self.class_maps = nn.Identity()
         self.reliability = Reliability(self.count, num_classes, temperature)
-        # threshold and least area in mm2 of each class, set by calibration on the training tags and saved with the weights
+        # threshold and least area in mm2 of each class, set by calibration on the training tags, saved with the weights
         self.register_buffer("operating_point", torch.tensor([[0.5, 0.0]]).repeat(num_classes, 1))
 
     def forward(self, image: Tensor, present: Tensor | None = None) -> Tensor:
         """Return logits ``B M K`` or fused maps ``B K H W D``."""
         if image.dim() != 5 or image.shape[1] != self.count:
             raise ValueError(f"expected B {self.count} H W D, got {image.shape}")
+        if present is not None and present.shape != image.shape[:2]:
+            raise ValueError(f"present must be {image.shape[:2]}, got {present.shape}")
         if image.shape[2] % self.factor or image.shape[3] % self.factor:
             raise ValueError(f"H and W must be multiples of {self.factor}, got {image.shape}")
-        available = (image != 0).flatten(2).any(2) if present is None else present
+        available = (image != 0).flatten(2).any(2) if present is None else present.to(torch.bool)
         maps = self.class_maps(self.branches(image, available, present is not None))
         weights = self.reliability()
         if self.output == "maps":
@@ -136,7 +148,7 @@ class MultimodalCAMNet(nn.Module):
         if skip_absent:
             rows = available.flatten().nonzero().squeeze(1)
         if self.share == "none":
-            maps = features.new_zeros(
+            maps = self.head.weight.new_zeros(
                 [features.shape[0], self.num_classes, features.shape[2], features.shape[3], features.shape[4]]
             )
             for modality, trunk in enumerate(self.trunks):
@@ -155,8 +167,9 @@ class MultimodalCAMNet(nn.Module):
                 )
                 maps = maps.index_copy(0, rows, packed)
             else:
-                maps = packed
-        return maps.unflatten(0, (image.shape[0], self.count))
+                maps = packed * available.flatten().to(packed.dtype)[:, None, None, None, None]
+        out: Tensor = maps.unflatten(0, (image.shape[0], self.count))
+        return out
 
     def fuse(self, maps: Tensor, available: Tensor, weights: Tensor, brain: Tensor) -> Tensor:
         """Average the sigmoid maps over the modalities present, by reliability, at the resolution of the image."""
