@@ -58,10 +58,10 @@ def demo(
     for method, overlays in METHODS.items():
         run = folder / method
         shared = {"dataset_dir": data, "tags_file": table, "cache_dir": folder / "cache", "ckpt_dir": run / "models"}
-        own = {"seed": seed} | ({} if epochs is None else {"epochs": epochs})
-        _train(method, home, overlays, {**shared, "output_dir": run, **own}, run)
-        own = {"label_convention": convention, "method": method}
-        _evaluate(method, home, {**shared, "output_dir": run / "eval", **own}, run, count)
+        steering = {"seed": seed} if epochs is None else {"seed": seed, "epochs": epochs}
+        _train(method, home, overlays, {**shared, "output_dir": run, **steering}, run)
+        names = {"label_convention": convention, "method": method}
+        _evaluate(method, home, {**shared, "output_dir": run / "eval", **names}, run, count)
     _merge([folder / method / "eval" / "metrics.csv" for method in METHODS], folder / "full" / "eval" / "metrics.csv")
     _print_table(folder / "full" / "eval" / "metrics.csv")
 

@@ -184,9 +184,9 @@ def _read(case: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]], NDArray[np.
 def _canonical(
     arrays: Mapping[str, NDArray[Any]], affine: NDArray[np.float64], shape: tuple[int, int, int]
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.float64]]:
-    orientation = io_orientation(affine)  # type: ignore[no-untyped-call]
-    to_source = inv_ornt_aff(orientation, shape)  # type: ignore[no-untyped-call]
-    turned = {name: apply_orientation(a, orientation) for name, a in arrays.items()}  # type: ignore[no-untyped-call]
+    orientation = io_orientation(affine)
+    to_source = inv_ornt_aff(orientation, shape)
+    turned = {name: apply_orientation(a, orientation) for name, a in arrays.items()}
     return turned, affine @ to_source
 
 

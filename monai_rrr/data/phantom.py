@@ -209,7 +209,7 @@ def _embed(box: NDArray[Any], frame: _Frame) -> NDArray[Any]:
 
 def _write(folder: Path, arrays: Mapping[str, NDArray[Any]], affine: NDArray[np.float64]) -> None:
     for name, array in arrays.items():
-        image: Any = nib.Nifti1Image(np.ascontiguousarray(array), affine)  # type: ignore[no-untyped-call]
+        image: Any = nib.Nifti1Image(np.ascontiguousarray(array), affine)
         image.header.set_xyzt_units("mm")
         image.set_sform(affine, code=1)
         image.set_qform(affine, code=1)

@@ -47,7 +47,11 @@ class PrepareViews:
     warp: RandomWarp | None = None
 
     def __call__(
-        self, batchdata: Mapping[str, Any], device: str | torch.device | None = None, non_blocking: bool = False, **_: Any
+        self,
+        batchdata: Mapping[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **_: Any,
     ) -> dict[str, Any]:
         """Return the batch on the device; ``iteration`` in ``batchdata`` makes the draw reproducible."""
         batch = {

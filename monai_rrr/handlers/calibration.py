@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from ignite import distributed as idist
@@ -62,15 +62,15 @@ class TagCalibrationHandler:
 
     def __call__(self, engine: Engine) -> None:
         """Calibrate."""
-        points = self.network.operating_point
+        points = cast(Tensor, self.network.operating_point)
         if idist.get_rank() == 0:
             points.copy_(self.calibrate())
         if idist.get_world_size() > 1:
-            points.copy_(idist.broadcast(points, src=0))
+            points.copy_(cast(Tensor, idist.broadcast(points, src=0)))
 
     def calibrate(self) -> Tensor:
         """Operating points ``K 2`` of the network as it is."""
-        classes = len(self.network.operating_point)
+        classes = len(cast(Tensor, self.network.operating_point))
         calibrations = [TagCalibration() for _ in range(classes)]
         for item in self.data:
             present = item["present"].to(self.device)[None]

@@ -17,7 +17,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -95,7 +95,9 @@ class HeatmapEvaluation:
 
     def __call__(self, engine: Engine) -> None:
         """Collect the heatmaps of one batch: ``pred`` of the output, ``case_id`` of the batch."""
-        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+        batch: Any = engine.state.batch
+        outputs: Any = engine.state.output
+        for item, output in zip(batch, outputs, strict=True):
             self.add(str(item["case_id"]), torch.as_tensor(output["pred"]), np.asarray(output["pred"].affine))
 
     def add(self, case_id: str, heatmap: Tensor, affine: NDArray[np.float64]) -> None:
@@ -104,7 +106,7 @@ class HeatmapEvaluation:
         case = self._load(case_id, fused.numpy(), affine)
         points = [OperatingPoint(label_free_threshold(fused, case.brain), 0.0, 0.0) for fused in case.heatmap]
         self._score(case, "label_free", points, case.heatmap)
-        calibrated = self.network.operating_point.detach().cpu().tolist()
+        calibrated = cast(Tensor, self.network.operating_point).detach().cpu().tolist()
         self._score(case, "tag_calibrated", [OperatingPoint(t, area, 0.0) for t, area in calibrated], case.heatmap)
         if self.baselines:
             for name, options in BASELINES.items():

@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from ignite import distributed as idist
 from ignite.engine import Engine, Events
@@ -26,8 +28,8 @@ __all__ = ["ReliabilityHandler"]
 class ReliabilityHandler:
     """After each step, move the network's running tag losses towards those of the batch.
 
-    Reads ``pred`` (``B M K``), ``class_label`` and ``present`` of the trainer's output; sums over all processes, so that
-    every process holds the same weights.
+    Reads ``pred`` (``B M K``), ``class_label`` and ``present`` of the trainer's output; sums over all processes, so
+    that every process holds the same weights.
 
     Args:
         network: has a :class:`~monai_rrr.networks.blocks.reliability.Reliability` as ``reliability``; unwrapped.
@@ -42,9 +44,9 @@ class ReliabilityHandler:
 
     def __call__(self, engine: Engine) -> None:
         """Update the buffers."""
-        output = engine.state.output
+        output: Any = engine.state.output
         loss, count = tag_loss_by_modality(output["pred"], output["class_label"], output["present"])
         total = torch.stack([loss * count, count])
         if idist.get_world_size() > 1:
-            total = idist.all_reduce(total)
-        self.network.reliability.update(total[0] / total[1].clamp(min=1), total[1])
+            total = cast(torch.Tensor, idist.all_reduce(total))
+        cast(Any, self.network.reliability).update(total[0] / total[1].clamp(min=1), total[1])

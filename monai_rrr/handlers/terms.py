@@ -45,6 +45,7 @@ class TermLogger:
         """Register the handler."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self._write)
 
     def _start(self, engine: Engine) -> None:
         self._rows.clear()
@@ -54,9 +55,12 @@ class TermLogger:
 
     def __call__(self, engine: Engine) -> None:
         """Collect, and write now and then."""
-        self._rows.append({"total": engine.state.output["loss"], **engine.state.output["terms"]})
-        if engine.state.iteration % self.every:
-            return
+        output: Any = engine.state.output
+        self._rows.append({"total": output["loss"], **output["terms"]})
+        if engine.state.iteration % self.every == 0:
+            self._write(engine)
+
+    def _write(self, engine: Engine) -> None:
         names = list(dict.fromkeys(name for row in self._rows for name in row))
         with self.path.open("a", newline="") as file:
             writer = csv.writer(file)

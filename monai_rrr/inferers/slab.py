@@ -18,7 +18,7 @@ from itertools import combinations
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor, nn
 
@@ -77,7 +77,7 @@ class SlabHeatmapInferer(Inferer):
         self.attribute = attribute or ClassMap()
         self.reliability = reliability
 
-    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Return heatmaps on the grid of ``inputs``; ``present`` (``B M``) as keyword, default: not 0 everywhere."""
         image = torch.as_tensor(inputs)
         if hasattr(inputs, "as_tensor"):
@@ -91,7 +91,7 @@ class SlabHeatmapInferer(Inferer):
                 maps = [self._mirrored(image, network, available, axes) for axes in self.mirrors]
         finally:
             network.train(training)
-        mean = torch.stack(maps).mean(0)
+        mean: Tensor = torch.stack(maps).mean(0)
         if not torch.isfinite(mean).all():
             raise ValueError(f"heatmaps have {int((~torch.isfinite(mean)).sum())} values that are not finite")
         mean = mean * (image != 0).any(1, keepdim=True)
@@ -107,7 +107,7 @@ class SlabHeatmapInferer(Inferer):
             return self._maps(window, network, available[row].expand(len(window), -1))
 
         parts = []
-        for row in range(len(image)):  # noqa: B007  (read by predict)
+        for row in range(len(image)):
             parts.append(self.windows(image[row : row + 1].flip(dims), predict))
         return torch.cat([torch.as_tensor(p) for p in parts]).flip(dims)
 

@@ -14,13 +14,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, SaveImage, Transform
-from torch import nn
+from torch import Tensor, nn
 
 from monai_rrr.transforms.regions import to_labels
 from monai_rrr.transforms.source_grid import to_source_grid
@@ -49,7 +49,8 @@ class HeatmapToSourced(MapTransform):
             heatmap = torch.as_tensor(data[key]).float()
             flat = to_source_grid(heatmap.flatten(0, heatmap.ndim - 4), geometry)
             moved = torch.from_numpy(flat).clamp(0, 1).unflatten(0, heatmap.shape[:-3])
-            meta = {"filename_or_obj": safe_name(str(data["case_id"]))}
+            # with an extension, as SaveImage takes what follows the last dot of a case id for one and cuts it off
+            meta = {"filename_or_obj": safe_name(str(data["case_id"])) + ".nii.gz"}
             result[key] = MetaTensor(moved, affine=affine, meta=meta)
         return result
 
@@ -87,14 +88,16 @@ class HeatmapToLabeld(Transform):
         axial = int(np.argmax(np.abs(affine[2, :3] / np.linalg.norm(affine[:3, :3], axis=0))))
         plane = [axis for axis in range(3) if axis != axial]
         area_of_voxel = float(np.prod(np.linalg.norm(affine[:3, plane], axis=0)))
-        points = self.network.operating_point.detach().cpu()
+        points = cast(Tensor, self.network.operating_point).detach().cpu()
         mask = fused > points[:, 0].view(-1, 1, 1, 1)
         area = mask.sum([1 + axis for axis in plane], keepdim=True) * area_of_voxel
         mask = mask & (area >= points[:, 1].view(-1, 1, 1, 1))
         nested = torch.stack([mask[: index + 1].all(0) for index in range(len(mask))])
         label = to_labels(nested, self.convention)
         result = dict(data)
-        result[self.output_key] = MetaTensor(label[None].to(torch.uint8), affine=heatmap.affine, meta=dict(heatmap.meta))
+        result[self.output_key] = MetaTensor(
+            label[None].to(torch.uint8), affine=heatmap.affine, meta=dict(heatmap.meta)
+        )
         return result
 
 
@@ -146,5 +149,3 @@ class SaveHeatmapsd(Transform):
             print_log=False,
         )
         writer(MetaTensor(array, affine=like.affine, meta=dict(like.meta)))
-
-

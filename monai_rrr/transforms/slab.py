@@ -38,7 +38,8 @@ class RandSlabd(RandomizableTransform, MapTransform):
 
     Input is the dictionary of :class:`monai_rrr.data.LoadBrainBoxd`. Output: ``image`` (float32, ``MXYD``, standardized
     inside the brain, 0 outside and for absent modalities), ``brain`` (bool, ``1XYD``), ``present`` (bool, ``M``),
-    ``slice_label`` (float32, ``3D``), ``class_label`` (float32, ``3``: any slice tagged), ``case_id`` and, if the box has one, ``label`` (float32, ``KXYD``).
+    ``slice_label`` (float32, ``3D``), ``class_label`` (float32, ``3``: any slice tagged), ``case_id`` and, if the
+    box has one, ``label`` (float32, ``KXYD``).
 
     A slab slice counts as tagged when it holds at least a quarter of a tagged slice of the case, so that a negative
     slice is certainly negative although it may average several. Labels of a case without tags are NaN.
