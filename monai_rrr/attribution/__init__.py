@@ -17,6 +17,7 @@ from .attributor import Attributor
 from .cam import CAM
 from .classmap import ClassMap
 from .gradcam import GradCAM
+from .layers import find_layers
 from .layout import ChannelsLast, TokenGrid
 from .normalize import normalize_l2, normalize_max, normalize_minmax, resize_heatmap
 from .pooling import masked_log_mean_exp
@@ -33,6 +34,7 @@ __all__ = [
     "TokenGrid",
     "Trace",
     "argmax_score",
+    "find_layers",
     "masked_log_mean_exp",
     "normalize_l2",
     "normalize_max",

@@ -27,7 +27,7 @@ from monai_rrr.attribution.attributor import Attributor
 from monai_rrr.attribution.normalize import resize_heatmap
 from monai_rrr.attribution.trace import Trace, record
 
-__all__ = ["HeatmapInferer"]
+__all__ = ["HeatmapInferer", "explain_image"]
 
 
 class HeatmapInferer(Inferer):
@@ -89,30 +89,57 @@ class HeatmapInferer(Inferer):
             raise TypeError(f"HeatmapInferer needs a torch.nn.Module as network, got {type(network).__name__}")
         if args:
             raise TypeError(f"HeatmapInferer passes on keyword arguments only, got {len(args)} positional ones")
-        plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        with _differentiable(plain.device):
-            # the copy requires grad, so that a network whose parameters are frozen can be explained as well
-            image = plain.detach().clone().requires_grad_(True).clone()
-            trace = record(network, image, self.attribute.layers, update_statistics=False, **kwargs)
-            heatmap = self.attribute(trace, self._classes(trace)).detach()
-        heatmap = resize_heatmap(heatmap.float(), plain.shape[2:])
+        heatmap, _, _ = explain_image(inputs, network, self.attribute, self.class_idx, **kwargs)
         if self.normalize is not None:
             heatmap = self.normalize(heatmap)
         result: Tensor = convert_to_dst_type(heatmap, inputs, dtype=heatmap.dtype)[0]
         return result
 
-    def _classes(self, trace: Trace) -> Tensor:
-        logits = trace.logits
-        if self.class_idx is None:
-            if logits.ndim == trace.image.ndim:
-                raise ValueError(
-                    f"a segmentation network (logits {tuple(logits.shape)}) predicts a class per voxel: give class_idx"
-                )
-            return logits.detach().reshape(logits.shape[0], -1, logits.shape[-1]).mean(1).argmax(1)
-        classes = logits.shape[1] if logits.ndim == trace.image.ndim else logits.shape[-1]
-        if max(self.class_idx) >= classes:
-            raise ValueError(f"class_idx must be in 0..{classes - 1}, got {list(self.class_idx)}")
-        return torch.tensor(self.class_idx, device=logits.device).expand(trace.image.shape[0], -1)
+
+def explain_image(
+    image: Tensor,
+    network: nn.Module,
+    attribute: Attributor,
+    class_idx: Sequence[int] | None = None,
+    **forward_kwargs: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Explain a network once, under the promises of :class:`HeatmapInferer`.
+
+    Args:
+        image: ``BMH[WD]``.
+        network: any module.
+        attribute: makes the heatmaps.
+        class_idx: classes to explain; default: the predicted class of each sample.
+        forward_kwargs: further keyword arguments of the network's ``forward``.
+
+    Returns:
+        the unnormalized heatmaps ``BTH[WD]`` in float32 on the grid of the image, the explained classes ``BT``, and the
+        logits; all detached.
+    """
+    plain = image.as_tensor() if isinstance(image, MetaTensor) else image
+    with _differentiable(plain.device):
+        # the copy requires grad, so that a network whose parameters are frozen can be explained as well
+        leaf = plain.detach().clone().requires_grad_(True)
+        trace = record(network, leaf.clone(), attribute.layers, update_statistics=False, **forward_kwargs)
+        classes = _classes(trace, class_idx)
+        heatmap = attribute(trace, classes).detach()
+    if heatmap.shape[0] != plain.shape[0]:
+        raise ValueError(f"expected one heatmap per sample, batch {plain.shape[0]}, got {tuple(heatmap.shape)}")
+    return resize_heatmap(heatmap.float(), plain.shape[2:]), classes, trace.logits.detach()
+
+
+def _classes(trace: Trace, class_idx: Sequence[int] | None) -> Tensor:
+    logits, dense = trace.logits, trace.logits.ndim == trace.image.ndim
+    if class_idx is None:
+        if dense:
+            raise ValueError(
+                f"a segmentation network (logits {tuple(logits.shape)}) predicts a class per voxel: give class_idx"
+            )
+        return logits.detach().reshape(logits.shape[0], -1, logits.shape[-1]).mean(1).argmax(1, keepdim=True)
+    classes = logits.shape[1] if dense else logits.shape[-1]
+    if not class_idx or min(class_idx) < 0 or max(class_idx) >= classes:
+        raise ValueError(f"class_idx must be in 0..{classes - 1}, got {list(class_idx)}")
+    return torch.tensor(class_idx, device=logits.device).expand(trace.image.shape[0], -1)
 
 
 @contextmanager

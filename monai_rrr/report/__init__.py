@@ -1,0 +1,19 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""From a trained network to what people look at."""
+
+from __future__ import annotations
+
+from .explain import Explanation, explain_network, mri_preprocessing, read_image
+from .load_network import load_network, load_weights
+
+__all__ = ["Explanation", "explain_network", "load_network", "load_weights", "mri_preprocessing", "read_image"]
