@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RRRError", "DataError", "DatasetError", "ConfigError", "CheckpointError"]
+__all__ = ["RRRError", "DataError", "DatasetError", "ConfigError", "CheckpointError", "TrainingError"]
 
 
 class RRRError(Exception):
@@ -60,7 +60,7 @@ class RRRError(Exception):
         return text + (f" Hint: {self.hint}" if self.hint else "")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions with keyword arguments do not survive pickling by default, so a worker's error would lose its fields.
+        # Exceptions with keyword arguments do not survive pickling by default: a worker's error would lose its fields.
         return _rebuild, (type(self), self.code, self.message, self.case_id, self.field, self.path, self.hint)
 
     def as_dict(self) -> dict[str, str | None]:
@@ -97,6 +97,10 @@ class ConfigError(RRRError):
 
 class CheckpointError(RRRError):
     """A checkpoint that can't be read or does not fit."""
+
+
+class TrainingError(RRRError):
+    """A training step that must not be taken."""
 
 
 class DatasetError(RRRError):

@@ -45,7 +45,7 @@ def masked_log_mean_exp(maps: Tensor, mask: Tensor, dims: list[int], sharpness: 
     """
     if sharpness <= 0:
         raise ValueError(f"sharpness must be positive, got {sharpness}")
-    maps = maps.float()
+    maps = maps if maps.dtype == torch.float64 else maps.float()
     inside = mask.expand_as(maps)
     count = inside.sum(dims).to(maps.dtype)
     # a finite stand-in for -inf: exp gives 0 and the gradient stays defined when a slice has no brain at all

@@ -33,7 +33,7 @@ class SlabHeatmapInferer(Inferer):
 
     Slabs keep the full in-plane extent and overlap along the last axis; they are blended by a Gaussian
     (MONAI's ``SlidingWindowInferer``). With ``flips`` the maps of mirrored slabs are mirrored back and averaged. The
-    network is put into evaluation mode for the call and back into the mode it was in.
+    network is put into evaluation mode for the call, and each of its modules back into the mode it was in.
 
     Args:
         depth: slices of a slab.
@@ -84,13 +84,14 @@ class SlabHeatmapInferer(Inferer):
             image = inputs.as_tensor()
         present = kwargs.get("present")
         available = (image != 0).flatten(2).any(2) if present is None else present.to(image.device)
-        training = network.training
+        modes = {module: module.training for module in network.modules()}
         network.eval()
         try:
             with torch.no_grad():
                 maps = [self._mirrored(image, network, available, axes) for axes in self.mirrors]
         finally:
-            network.train(training)
+            for module, training in modes.items():
+                module.training = training
         mean: Tensor = torch.stack(maps).mean(0)
         if not torch.isfinite(mean).all():
             raise ValueError(f"heatmaps have {int((~torch.isfinite(mean)).sum())} values that are not finite")

@@ -18,6 +18,8 @@ from monai.utils import LossReduction
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
+from monai_rrr.losses.reduction import full_precision
+
 __all__ = ["HeatmapDistanceLoss"]
 
 
@@ -44,7 +46,7 @@ class HeatmapDistanceLoss(_Loss):
         - output: scalar, or ``BT`` when ``reduction="none"``.
 
     Raises:
-        ValueError: When ``kind`` is unknown or the shapes differ.
+        ValueError: When ``kind`` is unknown, ``eps`` is not positive, or the shapes do not fit.
 
     Note:
         Two maps of zeros have distance 0 in every kind; a map of zeros against another has relative and cosine
@@ -71,19 +73,21 @@ class HeatmapDistanceLoss(_Loss):
         super().__init__(reduction=LossReduction(reduction).value)
         if kind not in self.kinds:
             raise ValueError(f"kind must be one of {self.kinds}, got {kind!r}")
+        if eps <= 0:
+            raise ValueError(f"eps must be positive, got {eps}")
         self.kind, self.eps = kind, eps
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the distance."""
         if input.shape != target.shape:
             raise ValueError(f"heatmap {tuple(input.shape)} does not match heatmap {tuple(target.shape)}")
-        a, b = input.float().flatten(2), target.float().flatten(2)
+        a, b = full_precision(input).flatten(2), full_precision(target).flatten(2)
         if mask is None:
             inside = torch.ones_like(a[:, :1])
-        elif mask.shape[2:] == input.shape[2:]:
+        elif mask.shape in (input.shape, (len(input), 1, *input.shape[2:])):
             inside = mask.to(a.dtype).flatten(2)
         else:
-            raise ValueError(f"mask {tuple(mask.shape[2:])} does not match heatmap {tuple(input.shape[2:])}")
+            raise ValueError(f"mask {tuple(mask.shape)} does not match heatmap {tuple(input.shape)}")
         a, b = a * inside, b * inside
         if self.kind == "relative":
             distance = (a - b).square().sum(2) / (a.square().sum(2) + b.square().sum(2)).clamp(min=self.eps)

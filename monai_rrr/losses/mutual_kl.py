@@ -13,11 +13,12 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from monai.utils import LossReduction
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
+
+from monai_rrr.losses.reduction import full_precision
 
 __all__ = ["MutualKLLoss"]
 
@@ -66,7 +67,8 @@ class MutualKLLoss(_Loss):
         """Return the divergence of ``input`` from ``target``."""
         if input.shape != target.shape:
             raise ValueError(f"logits {tuple(input.shape)} do not match logits {tuple(target.shape)}")
-        student, teacher = input.float() / self.temperature, target.detach().float() / self.temperature
+        student = full_precision(input) / self.temperature
+        teacher = full_precision(target.detach()) / self.temperature
         if self.bernoulli:
             p = teacher.sigmoid()
             value = p * (F.logsigmoid(teacher) - F.logsigmoid(student))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
-from monai_rrr.losses.reduction import weighted_mean
+from monai_rrr.losses.reduction import full_precision, weighted_mean
 
 __all__ = ["NestingLoss"]
 
@@ -36,7 +36,7 @@ class NestingLoss(_Loss):
         - output: scalar.
 
     Raises:
-        ValueError: When there is only one class.
+        ValueError: When there is only one class, or the mask does not fit.
 
     Example:
         >>> NestingLoss()(torch.tensor([[[0.9], [0.5], [0.75]]]))
@@ -47,5 +47,8 @@ class NestingLoss(_Loss):
         """Return the mean violation per voxel."""
         if input.shape[1] < 2:
             raise ValueError(f"nesting needs at least 2 classes, got heatmap {tuple(input.shape)}")
+        if mask is not None and mask.shape != (len(input), 1, *input.shape[2:]):
+            raise ValueError(f"mask {tuple(mask.shape)} does not match heatmap {tuple(input.shape)}")
+        input = full_precision(input)
         violation = (input[:, 1:] - input[:, :-1]).clamp(min=0).sum(1, keepdim=True)
         return weighted_mean(violation, torch.ones_like(violation) if mask is None else mask)

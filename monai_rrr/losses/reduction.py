@@ -16,7 +16,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["weighted_mean"]
+__all__ = ["full_precision", "weighted_mean"]
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Return ``x`` in float32 at least: losses on maps are never computed in half precision."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from monai_rrr.attribution.classmap import ClassMap
@@ -102,7 +102,9 @@ def tag_loss_by_modality(logits: Tensor, class_label: Tensor, present: Tensor) -
         class_label: ``B K``, NaN = unknown.
         present: ``B M``.
     """
-    value, weight = _tag_bce(logits.detach(), class_label.unsqueeze(1), torch.ones_like(class_label).bool().unsqueeze(1))
+    value, weight = _tag_bce(
+        logits.detach(), class_label.unsqueeze(1), torch.ones_like(class_label).bool().unsqueeze(1)
+    )
     value, weight = _mask((value, weight), present.unsqueeze(2))
     count = weight.sum(0)
     return (value * weight).sum(0) / count.clamp(min=1), count

@@ -38,6 +38,8 @@ class WithinModalEquivariance:
 
     Compared at the resolution of the maps, over the brain inside the warped field of view, for classes that are
     present; both sides receive gradient. Zero for a network that commutes with the warp; 0 without a positive tag.
+    Over a batch, the mean runs over all positive tags of all modalities present, so that samples count by their number
+    of positive tags.
 
     Args:
         attribute: the class maps, in logits; compared after a sigmoid.
@@ -64,7 +66,8 @@ class WithinModalEquivariance:
         views = pair_views(torch.sigmoid(self.attribute(trace).float()), batch)
         distance = HeatmapDistanceLoss(self.distance, reduction="none")
         value = distance(views.moved.flatten(1, 2), views.second.flatten(1, 2), views.mask)
-        weight = _positive(batch)[:, None, :] * _present(batch)[:, :, None]
+        seen = views.mask.flatten(1).any(1).float()[:, None, None]
+        weight = _positive(batch)[:, None, :] * _present(batch)[:, :, None] * seen
         return weighted_mean(value.view_as(weight), weight)
 
 
@@ -78,7 +81,8 @@ class CrossModalEquivariance:
 
     The teacher ``j`` receives no gradient and teaches only while its own score of the view is right (``g``). With
     ``weighting="reliability"`` the weights follow the running tag losses of the modalities, so that T1c teaches ET and
-    FLAIR and T2 teach WT; they sum to 1 over the ordered pairs of the modalities present. One modality gives 0.
+    FLAIR and T2 teach WT; they sum to 1 over the ordered pairs of the modalities present. One modality gives 0. Over a
+    batch, the mean runs over all positive tags of samples with several modalities.
 
     Args:
         attribute: the class maps, in logits; compared after a sigmoid.
@@ -133,8 +137,8 @@ class CrossModalEquivariance:
             one = self._pairwise(moved, second.detach(), views.mask) * right_second.transpose(1, 2)[:, :, None]
             two = self._pairwise(second, moved.detach(), views.mask) * right_first.transpose(1, 2)[:, :, None]
             value = (0.5 * (one + two) * pairs.movedim(3, 1)).sum((2, 3))
-        several = (present.sum(1) > 1).float()[:, None]
-        return weighted_mean(value, _positive(batch) * several)
+        counts = (present.sum(1) > 1) & views.mask.flatten(1).any(1)
+        return weighted_mean(value, _positive(batch) * counts.float()[:, None])
 
     def _trust(self, trace: Trace, present: Tensor) -> Tensor:
         """Weight of each teacher, ``N M K``."""
@@ -164,7 +168,8 @@ class CrossModalEquivariance:
         total = torch.zeros(moved.shape[:3], device=moved.device)
         for pupil, teacher, right in ((moved, second, right_second), (second, moved, right_first)):
             weight = share.permute(0, 3, 1, 2) * right.transpose(1, 2)[:, :, None]
-            consensus = torch.einsum("nkij,nkjxyz->nkixyz", weight, teacher.detach())
+            mean = weight / weight.sum(3, keepdim=True).clamp(min=1e-8)
+            consensus = torch.einsum("nkij,nkjxyz->nkixyz", mean, teacher.detach())
             distance = torch.diagonal(self._pairwise(pupil, consensus, mask), dim1=2, dim2=3)
             total = total + 0.5 * distance * (weight.sum(3) > 0)
         return total
@@ -183,5 +188,3 @@ def _present(batch: Mapping[str, Any]) -> Tensor:
 
 def _same(count: int, device: torch.device) -> Tensor:
     return torch.eye(count, dtype=torch.bool, device=device)
-
-

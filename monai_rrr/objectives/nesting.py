@@ -51,5 +51,9 @@ class Nesting:
     def __call__(self, trace: Trace, batch: Mapping[str, Any]) -> Tensor:
         """Return the loss."""
         maps = torch.sigmoid(self.attribute(trace).float())
-        brain = brain_at(batch, maps.shape[-3:]).unsqueeze(1) & batch["present"].to(maps.device)[:, :, None, None, None, None]
-        return NestingLoss()(maps.flatten(0, 1), brain.flatten(0, 1))
+        brain = (
+            brain_at(batch, maps.shape[-3:]).unsqueeze(1)
+            & batch["present"].to(maps.device)[:, :, None, None, None, None]
+        )
+        loss: Tensor = NestingLoss()(maps.flatten(0, 1), brain.flatten(0, 1))
+        return loss

@@ -18,14 +18,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from monai_rrr.attribution.trace import Trace
 from monai_rrr.losses.mutual_kl import MutualKLLoss
 from monai_rrr.objectives.base import Objective
 
-__all__ = ["OfficialClassification", "OfficialCrossModal", "OfficialMutualLearning", "OfficialWithinModal", "official2d"]
+__all__ = [
+    "OfficialClassification",
+    "OfficialCrossModal",
+    "OfficialMutualLearning",
+    "OfficialWithinModal",
+    "official2d",
+]
 
 _EPS = 1e-8
 
@@ -84,7 +90,7 @@ class OfficialMutualLearning:
         if modalities == 1:
             return logits.sum() * 0.0
         pupil, teacher = torch.broadcast_tensors(logits.unsqueeze(2), logits.unsqueeze(1))
-        value = MutualKLLoss(self.temperature, reduction="none")(pupil, teacher)
+        value: Tensor = MutualKLLoss(self.temperature, reduction="none")(pupil, teacher)
         # the mean over both views is the half of the equation; KL of a head with itself is 0
         return value.mean(0).sum() / (modalities - 1)
 
@@ -120,7 +126,7 @@ class OfficialCrossModal:
 
     def __call__(self, trace: Trace, batch: Mapping[str, Any]) -> Tensor:
         """Return the loss."""
-        moved, second, positive = _normalized_views(trace.features[self.layer], batch)
+        moved, second, _ = _normalized_views(trace.features[self.layer], batch)
         modalities = moved.shape[1]
         if modalities == 1:
             return moved.sum() * 0.0

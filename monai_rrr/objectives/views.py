@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["ViewPair", "brain_at", "pair_views"]
@@ -41,7 +41,7 @@ class ViewPair:
 
 def brain_at(batch: Mapping[str, Any], shape: torch.Size | tuple[int, ...]) -> Tensor:
     """Brain mask of the batch, ``B 1 h w d`` boolean, at the resolution of a heatmap."""
-    return F.adaptive_avg_pool3d(batch["brain"].float(), list(shape)) > 0.5
+    return F.adaptive_avg_pool3d(batch["brain"].float(), (shape[0], shape[1], shape[2])) > 0.5
 
 
 def pair_views(heatmaps: Tensor, batch: Mapping[str, Any]) -> ViewPair:
@@ -56,7 +56,9 @@ def pair_views(heatmaps: Tensor, batch: Mapping[str, Any]) -> ViewPair:
     """
     warp = batch.get("warp")
     if warp is None:
-        raise ValueError("this term compares two views: set prepare_batch to monai_rrr.engines.PrepareViews with a warp")
+        raise ValueError(
+            "this term compares two views: set prepare_batch to monai_rrr.engines.PrepareViews with a warp"
+        )
     first, second = heatmaps.chunk(2)
     inside = warp.validity(heatmaps.shape[-3:]) & brain_at(batch, heatmaps.shape[-3:]).chunk(2)[1]
     return ViewPair(warp(first), second, inside)

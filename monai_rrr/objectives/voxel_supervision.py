@@ -17,8 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from monai.losses import DiceCELoss
 from torch import Tensor
 
@@ -40,6 +39,9 @@ class VoxelSupervision:
 
     Shape:
         - maps: ``B M K h w d``; batch: ``label`` ``B K H W D`` in [0, 1], ``present`` ``B M``, ``brain`` ``B 1 H W D``.
+
+    Raises:
+        ValueError: When the batch has no masks.
     """
 
     attribute: ClassMap = ClassMap()  # noqa: RUF009  (frozen)
@@ -51,8 +53,14 @@ class VoxelSupervision:
 
     def __call__(self, trace: Trace, batch: Mapping[str, Any]) -> Tensor:
         """Return the loss."""
+        if "label" not in batch:
+            raise ValueError(f"full supervision needs masks as 'label', got a batch with {sorted(map(str, batch))}")
         maps = self.attribute(trace).float()
-        label = F.adaptive_avg_pool3d(batch["label"].to(maps), list(maps.shape[-3:])).unsqueeze(1).expand_as(maps)
+        label = (
+            F.adaptive_avg_pool3d(batch["label"].to(maps), (maps.shape[-3], maps.shape[-2], maps.shape[-1]))
+            .unsqueeze(1)
+            .expand_as(maps)
+        )
         rows = batch["present"].to(maps.device).flatten()
         outside = ~brain_at(batch, maps.shape[-3:]).unsqueeze(1).expand_as(maps)
         maps = maps.masked_fill(outside, -10.0)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["RandomWarp", "Warp"]
@@ -38,7 +38,9 @@ class Warp:
         exact: ``B`` booleans; an exact sample's ``theta`` is a signed permutation without translation.
 
     Raises:
-        ValueError: When the shapes do not fit, or an exact sample is no signed permutation.
+        ValueError: When the shapes do not fit, or an exact sample is no signed permutation or a quarter turn of unequal
+            axes.
+        TypeError: When integers or booleans are to be interpolated.
 
     Example:
         >>> warp = Warp(torch.tensor([[[-1.0, 0, 0], [0, 1, 0]]]), (True,))
@@ -59,7 +61,7 @@ class Warp:
             _signed_permutation(self.theta[sample])
 
     def __call__(self, x: Tensor, mode: str = "bilinear") -> Tensor:
-        """Warp ``x``, ``B ... H W [D]`` with any number of axes between batch and space; zeros come in at the borders."""
+        """Warp ``x``, ``B ... H W [D]`` with any number of axes between batch and space; zeros come in at borders."""
         spatial = self.theta.shape[1]
         if x.ndim < spatial + 1 or len(x) != len(self.theta):
             raise ValueError(f"expected {len(self.theta)} samples with {spatial} spatial axes, got {tuple(x.shape)}")
@@ -70,7 +72,9 @@ class Warp:
                 moved[sample] = _apply_exact(flat[sample], *_signed_permutation(self.theta[sample]))
         rest = [i for i, is_exact in enumerate(self.exact) if not is_exact]
         if rest:
-            for i, row in zip(rest, _resample(flat[rest], self.theta[rest].to(x), mode), strict=True):
+            if not x.is_floating_point():
+                raise TypeError(f"a warp that interpolates needs floating point values, got {x.dtype}")
+            for i, row in zip(rest, _resample(flat[rest], self.theta[rest].to(x.device), mode), strict=True):
                 moved[i] = row
         return torch.stack([m for m in moved if m is not None]).reshape(x.shape)
 
@@ -164,7 +168,10 @@ class RandomWarp:
         zoom = torch.eye(spatial).double()
         zoom[0, 0] = zoom[1, 1] = 1.0 / factor
         offset = torch.zeros(spatial, 1).double()
-        offset[0], offset[1] = _symmetric(uniform[6], 2 * self.translation), _symmetric(uniform[7], 2 * self.translation)
+        offset[0], offset[1] = (
+            _symmetric(uniform[6], 2 * self.translation),
+            _symmetric(uniform[7], 2 * self.translation),
+        )
         if spatial == 3:
             offset[2] = _symmetric(uniform[9], 2 * self.shift)
             matrix = matrix @ _tilt(_symmetric(uniform[8], self.tilt))
@@ -220,5 +227,7 @@ def _resample(x: Tensor, theta: Tensor, mode: str) -> Tensor:
     # grid_sample counts axes from the last to the first
     reverse = theta.flip(1)
     reverse = torch.cat([reverse[..., :-1].flip(2), reverse[..., -1:]], dim=2)
-    grid = F.affine_grid(reverse, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, mode=mode, padding_mode="zeros", align_corners=False)
+    # coordinates in half precision would be off by voxels
+    precise = x if x.dtype == torch.float64 else x.float()
+    grid = F.affine_grid(reverse.to(precise.dtype), list(x.shape), align_corners=False)
+    return F.grid_sample(precise, grid, mode=mode, padding_mode="zeros", align_corners=False).to(x.dtype)

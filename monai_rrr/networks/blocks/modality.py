@@ -115,7 +115,7 @@ class ModalityConv(nn.Module):
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Project the features of each row by the head of its modality, also under autocast in float32."""
-        if not torch.jit.is_scripting() and torch.is_autocast_enabled(x.device.type):
+        if not torch.jit.is_scripting() and torch.is_autocast_enabled(x.device.type):  # type: ignore[attr-defined]
             with torch.autocast(x.device.type, enabled=False):
                 return self.project(x, index)
         return self.project(x, index)

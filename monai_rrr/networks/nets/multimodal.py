@@ -59,7 +59,7 @@ class MultimodalCAMNet(nn.Module):
         - output ``"logits"``: ``B M K``; 0 for an absent modality.
         - output ``"maps"``: ``B K H W D``, in [0, 1]: the sigmoid maps, fused by reliability.
         - layer ``class_maps``: ``B M K h w D`` logits, to be recorded; ``reliability``: ``M K``.
-        - buffer ``operating_point``: ``K 2``, threshold and least area of a slice (mm2); they turn fused maps into masks.
+        - buffer ``operating_point``: ``K 2``, threshold and least slice area (mm2); they turn fused maps into masks.
 
     Raises:
         ValueError: When an argument or the shape of the image does not fit.
@@ -113,7 +113,8 @@ class MultimodalCAMNet(nn.Module):
         own = 1 if share == "all" else self.count
         self.stem = ModalityStem(self.count, own, channels[0], stride)
         self.trunks = nn.ModuleList(
-            UNetTrunk(channels, own if share == "norm" else 1, norm) for _ in range(self.count if share == "none" else 1)
+            UNetTrunk(channels, own if share == "norm" else 1, norm)
+            for _ in range(self.count if share == "none" else 1)
         )
         self.dropout = nn.Dropout3d(dropout)
         self.head = ModalityConv(own, channels[0], num_classes)
