@@ -48,6 +48,7 @@ class MutualKLLoss(_Loss):
         Patel and Dolz, arXiv 2104.02488, the KD term; ``bernoulli`` is ours, for labels that are not exclusive.
 
     Example:
+        >>> import torch
         >>> MutualKLLoss()(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.0]]))
         tensor(0.)
     """
