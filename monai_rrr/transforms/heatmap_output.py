@@ -95,9 +95,7 @@ class HeatmapToLabeld(Transform):
         nested = torch.stack([mask[: index + 1].all(0) for index in range(len(mask))])
         label = to_labels(nested, self.convention)
         result = dict(data)
-        result[self.output_key] = MetaTensor(
-            label[None].to(torch.uint8), affine=heatmap.affine, meta=dict(heatmap.meta)
-        )
+        result[self.output_key] = MetaTensor(label[None].to(torch.uint8), meta=dict(heatmap.meta))
         return result
 
 
@@ -148,4 +146,4 @@ class SaveHeatmapsd(Transform):
             resample=False,
             print_log=False,
         )
-        writer(MetaTensor(array, affine=like.affine, meta=dict(like.meta)))
+        writer(MetaTensor(array, meta=dict(like.meta)))

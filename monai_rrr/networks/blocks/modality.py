@@ -76,9 +76,10 @@ class ModalityNorm(nn.Module):
 
     def __init__(self, own: int, channels: int, kind: str = "none") -> None:
         super().__init__()
-        if kind not in ("layer", "instance", "none"):
-            raise ValueError(f"kind must be layer, instance or none, got {kind!r}")
+        if kind not in ("batch", "instance", "layer", "none"):
+            raise ValueError(f"kind must be batch, instance, layer or none, got {kind!r}")
         self.kind = kind
+        self.batch = nn.BatchNorm3d(channels, affine=False) if kind == "batch" else nn.Identity()
         self.weight = nn.Parameter(torch.ones(own, channels))
         self.bias = nn.Parameter(torch.zeros(own, channels))
 
@@ -89,6 +90,7 @@ class ModalityNorm(nn.Module):
             # with rows and channels as the channels of one instance, the factors fuse into the normalization
             rows = x.flatten(0, 1).unsqueeze(0)
             return F.instance_norm(rows, weight=weight.flatten(), bias=bias.flatten()).view_as(x)
+        x = self.batch(x)
         if self.kind == "layer":
             x = x - x.mean(1, keepdim=True)
             x = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-3)
@@ -115,10 +117,14 @@ class ModalityConv(nn.Module):
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Project the features of each row by the head of its modality, also under autocast in float32."""
-        if not torch.jit.is_scripting() and torch.is_autocast_enabled(x.device.type):  # type: ignore[attr-defined]
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            out = self.project(x, index)
+        elif torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
-                return self.project(x, index)
-        return self.project(x, index)
+                out = self.project(x, index)
+        else:
+            out = self.project(x, index)
+        return out
 
     def project(self, x: Tensor, index: Tensor) -> Tensor:
         """Compute ``forward`` in the precision of the weights."""
