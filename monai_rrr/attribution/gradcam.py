@@ -60,7 +60,7 @@ class GradCAM:
     Note:
         Through BatchNorm in training mode the logits of one sample depend on the others; the gradient of the summed
         scores is taken, as everywhere. Classes are a loop over one graph: a vectorized backward pass
-        (``is_grads_batched``) was 0.8 to 1.4 times as slow on CPU and fails in double backward through GroupNorm.
+        (``is_grads_batched``) was no faster on CPU and fails in double backward through GroupNorm.
 
     Reference:
         R. Selvaraju et al., Grad-CAM: visual explanations from deep networks via gradient-based localization, ICCV
