@@ -22,7 +22,9 @@ import monai_rrr
 
 from .console import set_debug
 from .demo import demo
+from .explain import explain
 from .phantom import phantom
+from .report import report
 from .tags import tags
 from .verify import verify
 
@@ -65,6 +67,8 @@ app.command()(demo)
 app.command()(phantom)
 app.command()(verify)
 app.command()(tags)
+app.command()(explain)
+app.command()(report)
 
 
 def main() -> None:

@@ -13,7 +13,27 @@
 
 from __future__ import annotations
 
+from .case_picture import case_figure, write_case_picture
+from .case_view import CaseView, load_case_view
 from .explain import Explanation, explain_network, mri_preprocessing, read_image
+from .explanation_files import write_explanation
 from .load_network import load_network, load_weights
+from .run_folder import Run, read_run
+from .write import write_report
 
-__all__ = ["Explanation", "explain_network", "load_network", "load_weights", "mri_preprocessing", "read_image"]
+__all__ = [
+    "CaseView",
+    "Explanation",
+    "Run",
+    "case_figure",
+    "explain_network",
+    "load_case_view",
+    "load_network",
+    "load_weights",
+    "mri_preprocessing",
+    "read_image",
+    "read_run",
+    "write_case_picture",
+    "write_explanation",
+    "write_report",
+]

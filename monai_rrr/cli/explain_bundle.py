@@ -1,0 +1,68 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""``monai-rrr explain`` with a bundle of ours: its inference in a process of its own, then a picture of each case."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from monai_rrr.errors import CheckpointError
+
+from .bundle_run import evaluated, find_bundle, run_bundle
+from .console import counted, progress
+
+__all__ = ["run_inference"]
+
+
+def run_inference(
+    source: Path, folder: Path, bundle: str, checkpoint: Path | None, convention: str, work: Path
+) -> list[Path]:
+    """Run the bundle's ``inference.yaml`` on cases and draw a picture of each beside its files; return the pictures.
+
+    Args:
+        source: folder of cases or JSON datalist.
+        folder: gets one folder per case, and the log.
+        bundle: folder or name.
+        checkpoint: weights; by default those of the bundle.
+        convention: label values to write.
+        work: folder for what is not kept.
+
+    Raises:
+        CheckpointError: When there is no checkpoint.
+        ConfigError: When there is no such bundle or convention.
+    """
+    from monai_rrr.data import load_datalist
+    from monai_rrr.report import write_case_picture
+    from monai_rrr.utils.conventions import get_convention
+    from monai_rrr.utils.files import safe_name
+
+    home = find_bundle(bundle)
+    weights = (checkpoint or home / "models" / "model.pt").resolve()
+    if not weights.is_file():
+        hint = "train the bundle, or give --checkpoint"
+        raise CheckpointError("checkpoint-missing", "expected trained weights, got no file", path=weights, hint=hint)
+    get_convention(convention)
+    cases = load_datalist(source, with_labels=False)
+    options: dict[str, object] = {"dataset_dir": source, "output_dir": work / "out", "cache_dir": work / "cache"}
+    options |= {"checkpoint": weights, "label_convention": convention}
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "explain.log"
+    run_bundle("heatmaps", home, ("inference.yaml",), options, log, lambda: evaluated(work / "out", len(cases)))
+    pictures = []
+    with progress("pictures") as step:
+        for case in counted(cases, step):
+            name = safe_name(str(case["case_id"]))
+            shutil.copytree(work / "out" / "cases" / name, folder / name, dirs_exist_ok=True)
+            pictures.append(write_case_picture(case, folder, convention))
+    return pictures
