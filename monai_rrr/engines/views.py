@@ -25,6 +25,8 @@ from monai_rrr.transforms.warp import RandomWarp
 
 __all__ = ["PrepareViews"]
 
+_MOVED = ("image", "brain", "present", "class_label", "slice_label")
+
 
 @dataclass(frozen=True)
 class PrepareViews:
@@ -36,6 +38,9 @@ class PrepareViews:
 
     Args:
         warp: what to draw from, or ``None`` for one view.
+
+    Raises:
+        ValueError: When the batch lacks what a second view needs.
 
     Example:
         >>> batch = {"image": torch.rand(1, 4, 8, 8, 4), "brain": torch.ones(1, 1, 8, 8, 4),
@@ -60,6 +65,9 @@ class PrepareViews:
         }
         if self.warp is None:
             return batch
+        missing = sorted(set(_MOVED) - set(batch))
+        if missing:
+            raise ValueError(f"two views need {list(_MOVED)}, got a batch without {missing}")
         image = batch["image"]
         warp = self.warp(image, iteration=int(batch.get("iteration", 0)), rank=idist.get_rank())
         batch["warp"] = warp

@@ -39,8 +39,9 @@ class TagClassification:
 
     The score of a slice is the log-mean-exp of the class map over the slice's brain. Voxels of a slice without a
     region are certain negatives, which is where the signal comes from. Tags that are NaN are unknown and do not
-    count. A positive tag of a warped view counts only while at least ``min_mass`` of the first view's evidence stays
-    inside the field of view; negative tags always hold.
+    count. Over a batch, both means run over all known tags of all modalities present. A positive tag of a warped view
+    counts only while at least ``min_mass`` of the first view's evidence stays inside the field of view; negative tags
+    always hold.
 
     Args:
         attribute: the class maps.
@@ -52,6 +53,9 @@ class TagClassification:
         - trace.logits: ``B M K``; maps: ``B M K h w d``.
         - batch: ``present`` ``B M``, ``class_label`` ``B K``, ``slice_label`` ``B K D``, ``brain`` ``B 1 H W D``.
 
+    Raises:
+        ValueError: When ``slice_weight`` is negative, ``min_mass`` not in [0, 1] or ``sharpness`` not positive.
+
     Reference:
         Section 4 of the project's method card; the published term is a 2-way softmax on the mean of the map.
     """
@@ -60,6 +64,14 @@ class TagClassification:
     slice_weight: float = 1.0
     sharpness: float = 5.0
     min_mass: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.slice_weight < 0:
+            raise ValueError(f"slice_weight must be at least 0, got {self.slice_weight}")
+        if not 0 <= self.min_mass <= 1:
+            raise ValueError(f"min_mass must be in [0, 1], got {self.min_mass}")
+        if self.sharpness <= 0:
+            raise ValueError(f"sharpness must be positive, got {self.sharpness}")
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -48,6 +48,9 @@ class WithinModalEquivariance:
     Shape:
         - maps: ``2N M K h w d``; batch: as made by :class:`~monai_rrr.engines.views.PrepareViews`.
 
+    Raises:
+        ValueError: When ``distance`` is unknown, or the batch holds no second view.
+
     Reference:
         Patel and Dolz, arXiv 2104.02488, the ER term. Differs from it: 3D; maps are sigmoids, not min-max scaled by
         sample; normalized distance; invalid borders do not count; the mean runs over positive samples only.
@@ -55,6 +58,9 @@ class WithinModalEquivariance:
 
     attribute: ClassMap = ClassMap()  # noqa: RUF009  (frozen)
     distance: str = "relative"
+
+    def __post_init__(self) -> None:
+        HeatmapDistanceLoss(self.distance)
 
     @property
     def layers(self) -> tuple[str, ...]:

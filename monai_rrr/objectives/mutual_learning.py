@@ -42,11 +42,17 @@ class MutualLearning:
     Shape:
         - trace.logits: ``B M K``; batch: ``present`` ``B M``.
 
+    Raises:
+        ValueError: When the temperature is not positive.
+
     Reference:
         Patel and Dolz, arXiv 2104.02488, the KD term, with a sigmoid per class instead of a 2-way softmax.
     """
 
     temperature: float = 10.0
+
+    def __post_init__(self) -> None:
+        MutualKLLoss(self.temperature)
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ class MultimodalCAMNet(nn.Module):
         stride: in-plane output stride, 1 or 2; slices keep their number.
         share: ``"none"`` (a network per modality, as published), ``"norm"`` (shared trunk; stem, head and
             normalization factors per modality) or ``"all"`` (one branch for every modality).
-        norm: ``"layer"``, ``"instance"`` or ``"none"``, see
+        norm: ``"instance"`` or ``"none"``, see
             :class:`~monai_rrr.networks.blocks.modality.ModalityNorm`; instance normalization leaks the tag to every
             voxel.
         sharpness: ``r`` of the pooling.
@@ -66,7 +66,7 @@ class MultimodalCAMNet(nn.Module):
 
     Reference:
         Patel and Dolz, Weakly supervised segmentation with cross-modality equivariant constraints, Medical Image
-        Analysis 77 (2022), arXiv 2104.02488. Differs from it: 3D; one network instead of one per modality; layer
+        Analysis 77 (2022), arXiv 2104.02488. Differs from it: 3D; one network instead of one per modality; no
         normalization; average pooling; bias in the head; pooling over the brain by log-mean-exp, not the mean over all
         voxels; sigmoid per class, not softmax; any subset of modalities per sample.
 
@@ -168,7 +168,9 @@ class MultimodalCAMNet(nn.Module):
                 )
                 maps = maps.index_copy(0, rows, packed)
             else:
-                maps = packed * available.flatten().to(packed.dtype)[:, None, None, None, None]
+                maps = packed
+        if not skip_absent:
+            maps = maps * available.flatten().to(maps.dtype)[:, None, None, None, None]
         out: Tensor = maps.unflatten(0, (image.shape[0], self.count))
         return out
 
