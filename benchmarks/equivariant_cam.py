@@ -1,3 +1,14 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Ablation of the equivariant CAM bundle: train, evaluate, tabulate.
 
     python benchmarks/equivariant_cam.py run --data DIR --convention brats2018 --out DIR --methods plain full --seeds 0 1 2
@@ -24,7 +35,7 @@ from monai import bundle
 from monai_rrr.metrics import bootstrap_mean, paired_difference
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "brats_mri_equivariant_cam"
-OFF = {f"objective#weights#{name}": 0.0 for name in ("within_modal", "cross_modal", "mutual_learning", "nesting")}
+OFF: dict[str, object] = {f"objective#weights#{name}": 0.0 for name in ("within_modal", "cross_modal", "mutual_learning", "nesting")}
 RAMP = {"_target_": "monai_rrr.objectives.Ramp", "end_value": 0.5, "stop": 0.4}
 METHODS: dict[str, dict[str, object]] = {
     "plain": OFF,
@@ -33,6 +44,8 @@ METHODS: dict[str, dict[str, object]] = {
     "cm": {**OFF, "objective#weights#cross_modal": RAMP},
     "full": {},
     "full_uniform": {"objective#terms#cross_modal#weighting": "uniform"},
+    "plain_instance": {**OFF, "norm": "instance"},
+    "full_instance": {"norm": "instance"},
     "supervised": {},
 }
 
@@ -54,10 +67,11 @@ def run_one(arguments: argparse.Namespace, method: str, modalities: list[str], s
         "use_modalities": modalities,
         "val_interval": 1000,
         **json.loads(arguments.set),
+        **({"norm": METHODS[method]["norm"]} if "norm" in METHODS[method] else {}),
     }
     if fold is not None:
-        # MONAI's partitions over the folds; the first part trains, the second is held out
-        values["parts"] = f"$monai_rrr.data.leave_one_fold_out(@cases, {arguments.folds}, {fold})"
+        split = {"cases": "@cases", "folds": arguments.folds, "fold": fold}
+        values["parts"] = {"_target_": "monai_rrr.data.leave_one_fold_out", **split}
     supervised = ["supervised.yaml"] if method == "supervised" else []
     training = {**values, **({"label_convention": arguments.convention} if supervised else {}), **METHODS[method]}
     begin = time.perf_counter()

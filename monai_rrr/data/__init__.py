@@ -19,6 +19,7 @@ from .datalist import Case, load_datalist
 from .load import LoadBrainBoxd
 from .nifti import NiftiVolume, read_verified
 from .phantom import generate_cohort
+from .split import leave_one_fold_out
 from .tags import Tags, check_tags, derive_tags, read_tags, slice_labels, tag_budget, write_tags
 from .verify import VerifyReport, verify_cases
 
@@ -33,6 +34,7 @@ __all__ = [
     "check_tags",
     "derive_tags",
     "generate_cohort",
+    "leave_one_fold_out",
     "load_datalist",
     "make_brain_box",
     "read_tags",

@@ -21,7 +21,7 @@ __all__ = ["ModalityConv", "ModalityNorm", "ModalityStem"]
 
 
 class ModalityStem(nn.Module):
-    """First convolution of every branch in one grouped convolution.
+    """First convolution of every branch.
 
     Args:
         count: modalities in the image.
@@ -43,29 +43,30 @@ class ModalityStem(nn.Module):
         self.weight = nn.Parameter(torch.empty(own, channels, 1, kernel, kernel, 3))
         self.stride = [stride, stride, 1]
         self.padding = [1, 1, 1]
-        self.repeat = count // own
         nn.init.kaiming_normal_(self.weight.flatten(0, 1), nonlinearity="relu")
 
     def forward(self, image: Tensor) -> Tensor:
         """Convolve each modality with its own kernel."""
-        weight = self.weight.repeat(self.repeat, 1, 1, 1, 1, 1).flatten(0, 1)
-        out = F.conv3d(image, weight, None, self.stride, self.padding, 1, self.count)
-        branches: Tensor = out.unflatten(1, (self.count, self.channels))
-        return branches
+        branches: list[Tensor] = []
+        for modality in range(self.count):
+            # one channel at a time: a grouped convolution takes three times as long on CPU
+            weight = self.weight[modality % self.weight.shape[0]]
+            one = image[:, modality : modality + 1].contiguous()
+            branches.append(F.conv3d(one, weight, None, self.stride, self.padding))
+        return torch.stack(branches, 1)
 
 
 class ModalityNorm(nn.Module):
     """Normalization with factors of each modality.
 
-    ``"layer"`` normalizes the features of each voxel over the channels. It is local: what a voxel shows depends on
-    nothing outside its field of view. ``"instance"`` normalizes each channel over space, and that leaks: a bright
-    tumor moves the statistics, so that the rest of the brain tells the tag, and evidence lands anywhere but in the
-    tumor. ``"none"`` only scales and shifts.
+    ``"instance"`` normalizes each channel over space, and that leaks: a bright tumor moves the statistics, so that the
+    rest of the brain tells the tag, and evidence may land anywhere but in the tumor. ``"none"`` only scales and shifts:
+    what a voxel shows depends on nothing outside its field of view.
 
     Args:
         own: sets of factors.
         channels: features.
-        kind: ``"layer"``, ``"instance"`` or ``"none"``.
+        kind: ``"instance"`` or ``"none"``.
 
     Shape:
         - x: ``P C h w d``, a stack of branches; index: ``P``, which set each row uses.
@@ -76,10 +77,9 @@ class ModalityNorm(nn.Module):
 
     def __init__(self, own: int, channels: int, kind: str = "none") -> None:
         super().__init__()
-        if kind not in ("batch", "instance", "layer", "none"):
-            raise ValueError(f"kind must be batch, instance, layer or none, got {kind!r}")
+        if kind not in ("instance", "none"):
+            raise ValueError(f"kind must be instance or none, got {kind!r}")
         self.kind = kind
-        self.batch = nn.BatchNorm3d(channels, affine=False) if kind == "batch" else nn.Identity()
         self.weight = nn.Parameter(torch.ones(own, channels))
         self.bias = nn.Parameter(torch.zeros(own, channels))
 
@@ -90,10 +90,6 @@ class ModalityNorm(nn.Module):
             # with rows and channels as the channels of one instance, the factors fuse into the normalization
             rows = x.flatten(0, 1).unsqueeze(0)
             return F.instance_norm(rows, weight=weight.flatten(), bias=bias.flatten()).view_as(x)
-        x = self.batch(x)
-        if self.kind == "layer":
-            x = x - x.mean(1, keepdim=True)
-            x = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-3)
         return torch.addcmul(bias[:, :, None, None, None], x, weight[:, :, None, None, None])
 
 
@@ -112,8 +108,8 @@ class ModalityConv(nn.Module):
     def __init__(self, own: int, channels: int, classes: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(own, classes, channels))
-        self.bias = nn.Parameter(torch.zeros(own, classes))
-        nn.init.normal_(self.weight, std=0.1 * channels**-0.5)
+        self.bias = nn.Parameter(torch.full((own, classes), -1.0))
+        nn.init.normal_(self.weight, std=channels**-0.5)
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Project the features of each row by the head of its modality, also under autocast in float32."""

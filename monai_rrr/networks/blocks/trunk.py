@@ -36,6 +36,9 @@ class ConvBlock(nn.Module):
         self.conv2 = nn.Conv3d(outputs, outputs, (3, 3, 1), padding=(1, 1, 0))
         self.norm2 = ModalityNorm(own, outputs, norm)
         self.act = nn.LeakyReLU(0.1)
+        for conv in (self.conv1, self.conv2):
+            # keeps the scale of the features from layer to layer, so that normalization can be left out
+            nn.init.kaiming_normal_(conv.weight, 0.1)
 
     def forward(self, x: Tensor, index: Tensor) -> Tensor:
         hidden = self.act(self.norm1(self.conv1(x), index))
