@@ -47,8 +47,9 @@ def set_debug(on: bool) -> None:
 
 
 def out() -> Console:
-    """Return the console for results; messages and progress go to standard error."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    """Return the console for results, 100 columns wide in a file; messages and progress go to standard error."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
+    return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=True)
 
 
 def _err() -> Console:

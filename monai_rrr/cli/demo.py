@@ -14,8 +14,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 from collections.abc import Sequence
@@ -26,6 +24,8 @@ import typer
 
 from .bundle_run import EVALUATE, TRAIN, evaluated, find_bundle, run_bundle, trained
 from .console import counted, guarded, out, progress
+from .report import make_report
+from .scores import print_scores
 from .verify import CONVENTION_HELP, DATA_HELP
 
 __all__ = ["demo"]
@@ -52,6 +52,8 @@ def demo(
 
     Example: monai-rrr demo --data BraTS2021 --convention brats2018
     """
+    from monai_rrr.data import load_datalist
+
     home, folder = find_bundle(bundle), folder.resolve()
     data = _cohort(folder / "data", cases, seed) if data is None else data.resolve()
     count, table = _check(data, convention, tags, folder)
@@ -62,8 +64,10 @@ def demo(
         _train(method, home, overlays, {**shared, "output_dir": run, **steering}, run)
         names = {"label_convention": convention, "method": method}
         _evaluate(method, home, {**shared, "output_dir": run / "eval", **names}, run, count)
-    _merge([folder / method / "eval" / "metrics.csv" for method in METHODS], folder / "full" / "eval" / "metrics.csv")
-    _print_table(folder / "full" / "eval" / "metrics.csv")
+    runs = [folder / method for method in METHODS]
+    page = make_report(runs, load_datalist(data, with_labels=True), convention, report, max_cases=24)
+    print_scores(runs)
+    out().print(f"report: {page.resolve()}", markup=False)
 
 
 def _cohort(folder: Path, cases: int, seed: int) -> Path:
@@ -101,41 +105,3 @@ def _evaluate(method: str, home: Path, options: dict[str, object], run: Path, co
     held_out = count - int(json.loads((run / "run.json").read_text("utf-8"))["training_cases"])
     log = run / "eval.log"
     run_bundle(f"scoring {method}", home, EVALUATE, options, log, lambda: evaluated(run / "eval", held_out))
-
-
-def _merge(tables: Sequence[Path], merged: Path) -> None:
-    """Add the rows of the other methods to the first table; baselines that need no training are in all of them."""
-    from monai_rrr.utils.files import atomic_write
-
-    rows: dict[tuple[str, ...], dict[str, str]] = {}
-    for path in tables:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                rows.setdefault(tuple(row[key] for key in ("case_id", "method", "threshold", "region")), row)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(next(iter(rows.values()))), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows.values())
-    atomic_write(merged, text.getvalue().encode("utf-8"))
-
-
-def _print_table(path: Path) -> None:
-    """Print the mean Dice of each method and threshold with its 95 % interval over held-out cases."""
-    from rich.table import Table
-
-    from monai_rrr.metrics import bootstrap_mean
-    from monai_rrr.utils.enums import REGIONS
-
-    groups: dict[tuple[str, str], dict[str, list[float]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            groups.setdefault((row["method"], row["threshold"]), {}).setdefault(row["region"], []).append(
-                float(row["dice"])
-            )
-    table = Table(title="Dice on held-out cases: mean [95 % interval]")
-    for name in ("method", "threshold", *REGIONS):
-        table.add_column(name)
-    for (method, threshold), regions in groups.items():
-        cells = (str(bootstrap_mean(regions[name])) if name in regions else "" for name in REGIONS)
-        table.add_row(method, threshold, *cells)
-    out().print(table)

@@ -20,10 +20,10 @@ from pathlib import Path
 import pytest
 
 from monai_rrr.cli.bundle_run import evaluated, find_bundle, run_bundle, trained
-from monai_rrr.cli.demo import _merge, _print_table
+from monai_rrr.cli.scores import print_scores
 from monai_rrr.errors import ConfigError
 
-HEADER = "case_id,method,threshold,region,dice\n"
+HEADER = "case_id,method,threshold,region,dice,truth_ml,pred_ml\n"
 
 
 def test_find_bundle_takes_a_name_or_a_folder() -> None:
@@ -65,16 +65,18 @@ def test_run_bundle_shows_the_end_of_the_log_when_it_fails(tmp_path: Path) -> No
     assert str(log) in str(caught.value)
 
 
-def test_merge_adds_methods_and_keeps_shared_baselines_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shared = "a,empty,label_free,WT,0.0\nb,empty,label_free,WT,0.0\n"
-    (tmp_path / "full.csv").write_text(HEADER + "a,full,oracle,WT,0.8\nb,full,oracle,WT,0.6\n" + shared)
-    (tmp_path / "plain.csv").write_text(HEADER + "a,plain_cam,oracle,WT,0.4\nb,plain_cam,oracle,WT,0.4\n" + shared)
-    _merge([tmp_path / "full.csv", tmp_path / "plain.csv"], tmp_path / "full.csv")
-    lines = (tmp_path / "full.csv").read_text().splitlines()
-    assert len(lines) == 7
-    assert lines[1] == "a,full,oracle,WT,0.8"
-    assert sum("empty" in line for line in lines) == 2
-    _print_table(tmp_path / "full.csv")
+@pytest.mark.parametrize(("columns", "cell"), [("120", "0.70 [0.60, 0.80]"), ("80", "0.70 ")])
+def test_scores_of_all_runs_stand_in_one_table(
+    columns: str, cell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    for method, dice in (("full", (0.8, 0.6)), ("plain_cam", (0.4, 0.4))):
+        rows = [f"{case},{method},tag_calibrated,WT,{value},9,9" for case, value in zip("ab", dice, strict=True)]
+        rows += [f"{case},empty,label_free,WT,0.0,9,0" for case in "ab"]
+        (tmp_path / method / "eval").mkdir(parents=True)
+        (tmp_path / method / "eval" / "metrics.csv").write_text(HEADER + "\n".join(rows) + "\n")
+    print_scores([tmp_path / "full", tmp_path / "plain_cam"])
     printed = capsys.readouterr().out
-    assert "0.700 [0.600, 0.800]" in printed
-    assert "0.400 [0.400, 0.400]" in printed
+    assert cell in printed
+    assert [printed.count(name) for name in ("full", "plain_cam", "empty")] == [1, 1, 1]
+    assert ("[" in printed.split("mean")[1]) == (columns == "120")
