@@ -34,7 +34,6 @@ from monai_rrr.objectives import (
     WithinModalEquivariance,
 )
 from monai_rrr.objectives.classification import tag_loss_by_modality
-from monai_rrr.objectives.negative_slices import NegativeSlices
 from monai_rrr.objectives.views import brain_at, pair_views
 from monai_rrr.transforms.warp import RandomWarp, Warp
 
@@ -50,7 +49,6 @@ TERMS: dict[str, Any] = {
     "cross_mean": CrossModalEquivariance(reduction="mean"),
     "mutual": MutualLearning(),
     "nesting": Nesting(),
-    "negative_slices": NegativeSlices(),
 }
 MAP_TERMS = [name for name in TERMS if name.startswith(("within", "cross"))]
 CROSS = [name for name in TERMS if name.startswith("cross")]
@@ -324,15 +322,6 @@ def test_nesting_follows_the_equation(maps, batch):
             step = sum((a[b, i, c + 1] - a[b, i, c]).clamp(min=0) for c in range(K - 1))
             values.append(step[batch["brain"][b, 0]])
     check_gradients(Nesting()(make_trace(maps), batch), torch.cat(values).mean(), maps)
-
-
-def test_negative_slices_follow_the_equation(maps, batch):
-    batch["slice_label"][1, 2] = torch.nan
-    values = []
-    for b, i, c, k in itertools.product(range(2 * N), range(M), range(K), range(SIZE[2])):
-        if batch["present"][b, i] and batch["slice_label"][b, c, k] == 0:
-            values.append((1 + maps[b, i, c, ..., k].exp()).log()[batch["brain"][b, 0, ..., k]])
-    check_gradients(NegativeSlices()(make_trace(maps), batch), torch.cat(values).mean(), maps)
 
 
 def test_tag_loss_by_modality(logits, batch):

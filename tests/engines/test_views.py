@@ -1,0 +1,73 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from monai_rrr.engines import PrepareViews
+from monai_rrr.transforms.warp import RandomWarp
+
+
+def make_batch(count: int = 2):
+    image = torch.rand(count, 4, 8, 8, 4)
+    image[..., :2, :, :] = 0
+    return {
+        "image": image,
+        "brain": (image != 0).any(1, keepdim=True),
+        "present": torch.ones(count, 4, dtype=torch.bool),
+        "class_label": torch.rand(count, 3).round(),
+        "slice_label": torch.rand(count, 3, 4).round(),
+        "case_id": ["a", "b"],
+        "iteration": 3,
+    }
+
+
+def test_one_view_keeps_the_dictionary():
+    batch = make_batch()
+    prepared = PrepareViews()(batch, "cpu", False)
+    assert prepared.keys() == batch.keys()
+    assert all(prepared[key] is batch[key] or torch.equal(prepared[key], batch[key]) for key in batch)
+
+
+def test_two_views_move_together():
+    batch = make_batch()
+    batch["label"] = (batch["image"][:, :3] > 0.5).to(torch.uint8)
+    prepared = PrepareViews(RandomWarp(seed=1))(batch, torch.device("cpu"), True, dtype=None)
+    warp = prepared["warp"]
+    for key in ("image", "brain", "present", "class_label", "slice_label", "label"):
+        assert len(prepared[key]) == 4, key
+        assert torch.equal(prepared[key][:2].to(batch[key].dtype), batch[key]), key
+    assert torch.equal(prepared["image"][2:], warp(batch["image"]))
+    assert torch.equal(prepared["brain"][2:], warp(batch["brain"].float()) > 0.5)
+    assert prepared["brain"].dtype == torch.bool
+    assert torch.equal(prepared["slice_label"][2:], warp.slices(batch["slice_label"]))
+    assert torch.equal(prepared["class_label"][2:], batch["class_label"])
+    assert set(prepared["label"].unique().tolist()) <= {0.0, 1.0}
+    assert prepared["case_id"] == ["a", "b"]
+    assert "warp" not in batch
+    assert len(batch["image"]) == 2, "the batch of the loader stays as it was"
+
+
+def test_the_draw_follows_the_iteration():
+    batch, prepare = make_batch(), PrepareViews(RandomWarp(seed=1))
+    first, again, later = prepare(batch), prepare(batch), prepare({**batch, "iteration": 4})
+    assert torch.equal(first["image"], again["image"])
+    assert not torch.equal(first["image"], later["image"])
+
+
+def test_missing_keys_are_named():
+    batch = make_batch()
+    del batch["slice_label"], batch["present"]
+    with pytest.raises(ValueError, match=r"two views need .*, got a batch without \['present', 'slice_label'\]"):
+        PrepareViews(RandomWarp())(batch)
