@@ -1,0 +1,104 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""Synthetic cohorts with and without masks, and bundles run as their users run them: in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "brats_mri_equivariant_cam"
+SMALL = {"spacing": 6.0, "roi_size": [32, 32, 8], "channels": [4]}
+SHORT = {"epochs": 3, "slabs_per_case": 2, "batch_size": 2, "val_interval": 3}
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Cases with masks, the same cases without masks, and slice tags."""
+
+    masked: Path
+    blind: Path
+    tags: Path
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A copy of the bundle, and what calls `python -m monai.bundle` in it."""
+
+    root: Path
+
+    def call(self, verb: str, *launcher: str, **options: object) -> subprocess.CompletedProcess[str]:
+        """Run a verb of ``monai.bundle`` and return what it printed; the test fails when the process does."""
+        command = [sys.executable, *launcher, "-m", "monai.bundle", verb]
+        command += [word for key, value in options.items() for word in (f"--{key}", str(value))]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+        return done
+
+    def run(self, *configs: str, launcher: tuple[str, ...] = (), **options: object) -> subprocess.CompletedProcess[str]:
+        """Run a workflow made of files in the bundle's ``configs``, small."""
+        files = str([f"configs/{name}" for name in configs])
+        return self.call("run", *launcher, config_file=files, **{"bundle_root": ".", **SMALL, **options})
+
+    def train(self, *overlays: str, launcher: tuple[str, ...] = (), **options: object) -> None:
+        """Train for some steps."""
+        self.run("train.yaml", *overlays, launcher=launcher, **{**SHORT, **options})
+
+
+@pytest.fixture(scope="session")
+def make_runner(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Runner]:
+    """Return a function that copies the bundle into a folder of its own."""
+
+    def make() -> Runner:
+        root = tmp_path_factory.mktemp("bundle") / BUNDLE.name
+        shutil.copytree(BUNDLE, root, ignore=shutil.ignore_patterns("eval", "*.pt", "*.ts", "*.onnx"))
+        return Runner(root)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_cohort(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Cohort]:
+    """Return a function that derives tags of a folder of cases, and copies the cases without their masks."""
+    from monai_rrr.data import derive_tags, load_datalist, write_tags
+
+    def make(masked: Path) -> Cohort:
+        home = tmp_path_factory.mktemp("cohort")
+        shutil.copytree(masked, home / "blind", ignore=shutil.ignore_patterns("*_seg.nii.gz"))
+        write_tags(home / "tags.csv", derive_tags(load_datalist(masked, with_labels=True), "brats2018"))
+        return Cohort(masked, home / "blind", home / "tags.csv")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def cohort(phantom_cohort: Path, make_cohort: Callable[[Path], Cohort]) -> Cohort:
+    """Return six synthetic cases."""
+    return make_cohort(phantom_cohort)
+
+
+@pytest.fixture(scope="session")
+def trained(cohort: Cohort, make_runner: Callable[[], Runner]) -> Runner:
+    """Return a bundle that was trained for some steps on cases without masks."""
+    runner = make_runner()
+    assert not list(cohort.blind.rglob("*seg*"))
+    runner.train(dataset_dir=cohort.blind, tags_file=cohort.tags)
+    return runner

@@ -1,0 +1,80 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""What is exported computes what the network computes, at any size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from torch import Tensor, nn
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
+
+FILES = {"net_id": "network_def", "meta_file": "configs/metadata.json", "config_file": "configs/inference.yaml"}
+SIZES = ((1, 4, 16, 16, 4), (1, 4, 32, 24, 7), (2, 4, 8, 16, 5))
+
+
+def network_of(root: Path) -> nn.Module:
+    parser = ConfigParser()
+    parser.read_config(str(root / "configs" / "inference.yaml"))
+    parser["channels"] = [4]
+    network: nn.Module = parser.get_parsed_content("network_def")
+    network.load_state_dict(torch.load(root / "models" / "model.pt", weights_only=True))
+    return network.eval()
+
+
+def image_of(size: tuple[int, ...]) -> Tensor:
+    """Return an image with a margin, and a modality that is absent from the first sample."""
+    image = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    image[:, :, :4] = 0
+    image[0, 1] = 0
+    return image
+
+
+def test_network_fits_the_metadata(trained: Any) -> None:
+    for n in (1, 4):
+        done = trained.call("verify_net_in_out", **FILES, n=n)
+        assert "verified with no error" in done.stdout + done.stderr
+
+
+def test_torchscript_computes_the_same(trained: Any) -> None:
+    options = {"filepath": "models/model.ts", "ckpt_file": "models/model.pt", "channels": [4]}
+    trained.call("ckpt_export", **FILES, **options)
+    network, scripted = network_of(trained.root), torch.jit.load(trained.root / "models" / "model.ts")
+    for size in SIZES:
+        image = image_of(size)
+        with torch.no_grad():
+            torch.testing.assert_close(scripted(image), network(image), atol=1e-4, rtol=0)
+
+
+def test_onnx_computes_the_same(trained: Any) -> None:
+    axes = {0: "batch", 2: "height", 3: "width", 4: "depth"}
+    converter = {"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": {"image": axes, "pred": axes}}
+    options = {"filepath": "models/model.onnx", "ckpt_file": "models/model.pt", "channels": [4]}
+    trained.call("onnx_export", **FILES, **options, input_shape=[1, 4, 16, 16, 4], converter_kwargs=converter)
+    network = network_of(trained.root)
+    session = onnxruntime.InferenceSession(trained.root / "models" / "model.onnx")
+    for size in SIZES:
+        image = image_of(size)
+        (found,) = session.run(None, {"image": image.numpy()})
+        with torch.no_grad():
+            np.testing.assert_allclose(found, network(image).numpy(), atol=1e-4, rtol=0)
+        assert found.shape == (size[0], 3, *size[2:])
+        assert 0 <= found.min() < found.max() <= 1
+        assert not found[:, :, :4].any()
