@@ -92,4 +92,5 @@ class LoadBrainBoxd(Transform):
         image = MetaTensor(array[None], affine=torch.from_numpy(volume.affine))
         resample = SpatialResample(mode="nearest", padding_mode="zeros")
         moved = resample(image, dst_affine=torch.from_numpy(box["affine"]), spatial_size=box["brain"].shape)
-        return torch.as_tensor(moved.as_tensor()).round().to(torch.uint8)
+        plain: torch.Tensor = moved.as_subclass(torch.Tensor)
+        return plain.round().to(torch.uint8)

@@ -143,6 +143,6 @@ def _brain_box(images: Mapping[str, NiftiVolume]) -> tuple[slice, slice, slice]:
 
 
 def _moved(affine: NDArray[np.float64], box: tuple[slice, slice, slice]) -> NDArray[np.float64]:
-    moved = affine.copy()
+    moved: NDArray[np.float64] = affine.copy()
     moved[:3, 3] += affine[:3, :3] @ np.array([part.start for part in box], dtype=np.float64)
     return moved

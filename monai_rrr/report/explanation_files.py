@@ -82,7 +82,7 @@ def explanation_figure(
         masks: one per class, outlined.
         modalities: names of the channels.
     """
-    turn = nib.io_orientation(explanation.affine)  # type: ignore[no-untyped-call]
+    turn = nib.io_orientation(explanation.affine)
     spacing = np.linalg.norm(explanation.affine[:3, :3], axis=0)
     x, y = (float(spacing[int(np.flatnonzero(turn[:, 0] == axis)[0])]) for axis in (0, 1))
     layout = {"origin": "lower", "aspect": y / x, "interpolation": "bilinear"}
@@ -105,7 +105,7 @@ def explanation_figure(
 
 
 def _turned(array: Array, turn: Array) -> Array:
-    return np.asarray(nib.apply_orientation(array, turn))  # type: ignore[no-untyped-call]
+    return np.asarray(nib.apply_orientation(array, turn))
 
 
 def _plane(array: Array, index: int) -> Array:
@@ -119,8 +119,8 @@ def _bright(image: Array) -> float:
 
 
 def _nifti(array: Array, affine: Array) -> bytes:
-    image = nib.Nifti1Image(array, affine)  # type: ignore[no-untyped-call]
-    image.set_sform(affine, code=1)  # type: ignore[no-untyped-call]
-    image.set_qform(affine, code=1)  # type: ignore[no-untyped-call]
+    image = nib.Nifti1Image(array, affine)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
     image.header.set_xyzt_units("mm")
     return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)

@@ -45,8 +45,8 @@ def viewer_html(view: CaseView, region: str = "WT", threshold: float = 0.1) -> s
     affine = view.affine @ np.diag([*step, 1.0])
     image, heatmap = view.images[background(view, region)][thin], view.heatmaps[region][thin]
     page = view_img(
-        nib.Nifti1Image(heatmap, affine),  # type: ignore[no-untyped-call]
-        bg_img=nib.Nifti1Image(image, affine),  # type: ignore[no-untyped-call]
+        nib.Nifti1Image(heatmap, affine),
+        bg_img=nib.Nifti1Image(image, affine),
         threshold=threshold,
         vmin=0,
         vmax=1,
