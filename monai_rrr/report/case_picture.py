@@ -71,11 +71,11 @@ def case_figure(view: CaseView) -> Figure:
     z_wt = view.slice_of("WT")
     for column, name in enumerate(names):
         _show(axes[0, column], view, name, z_wt)
-        axes[0, column].set_title(f"{TITLES.get(name, name)}, slice {view.first_slice + z_wt}")
+        axes[0, column].set_title(f"{TITLES.get(name, name)}, slice {view.first_slice + z_wt}", fontsize=9)
         if name in single:
             _show(axes[1, column], view, name, z_wt)
             _heat(axes[1, column], view, view.modality_heatmaps[name, "WT"], z_wt)
-            axes[1, column].set_title(f"WT heatmap of {TITLES.get(name, name)}")
+            axes[1, column].set_title(f"WT heatmap of {TITLES.get(name, name)}", fontsize=9)
     for column, region in enumerate(REGIONS):
         _region(axes[-2:, column], view, region)
     _coronal(axes[-2:, 3], view)
@@ -89,11 +89,11 @@ def _region(axes: NDArray[Any], view: CaseView, region: str) -> None:
     for axis in axes:
         _show(axis, view, name, index)
     _heat(axes[0], view, view.heatmaps[region], index)
-    axes[0].set_title(f"fused {title}")
+    axes[0].set_title(f"fused {title}", fontsize=9)
     _contour(axes[1], _axial(view.pred[region], index), PRED, "solid")
     if region in view.truth:
         _contour(axes[1], _axial(view.truth[region], index), TRUTH, "dashed")
-    axes[1].set_title(title)
+    axes[1].set_title(title, fontsize=9)
 
 
 def _coronal(axes: NDArray[Any], view: CaseView) -> None:
@@ -103,7 +103,7 @@ def _coronal(axes: NDArray[Any], view: CaseView) -> None:
     for axis in axes:
         image = view.images[name]
         _image(axis, image[::-1, index].T, image, view, (0, 2))
-        axis.set_title("WT, coronal")
+        axis.set_title("WT, coronal", fontsize=9)
     _overlay(axes[0], view.heatmaps["WT"][::-1, index].T, view, (0, 2))
     _contour(axes[1], view.pred["WT"][::-1, index].T, PRED, "solid")
     if mask is not None:
@@ -154,10 +154,12 @@ def _overlay(axis: Axes, plane: Plane, view: CaseView, axes: tuple[int, int]) ->
 
 def _contour(axis: Axes, mask: Plane, color: str, line: str) -> None:
     if mask.any():
+        limits = axis.get_xlim(), axis.get_ylim()
         # a border of zeros closes outlines at the edge of the picture
         padded = np.pad(mask.astype(float), 1)
         rows, columns = (np.arange(n) - 1 for n in padded.shape)
         axis.contour(columns, rows, padded, levels=[0.5], colors=[color], linestyles=line, linewidths=1.4)
+        axis.set(xlim=limits[0], ylim=limits[1])
 
 
 def _layout(view: CaseView, axes: tuple[int, int]) -> dict[str, Any]:
