@@ -32,11 +32,9 @@ def make(**options) -> MultimodalCAMNet:
     set_determinism(0)
     network = MultimodalCAMNet(**{"channels": (4, 6), **options})
     with torch.no_grad():
-        for name, parameter in network.named_parameters():
+        for parameter in network.parameters():
             if parameter.ndim == 2:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-            elif name == "head.weight":
-                parameter.mul_(10)
         network.reliability.tag_loss.uniform_(0.2, 0.8)
     return network
 
@@ -72,7 +70,7 @@ def test_logits_are_the_pooled_maps_over_the_brain(share):
     network, image = make(share=share, stride=1), brain_image()
     trace = record(network, image, LAYERS)
     maps = trace.features["class_maps"][..., 2:, :, :].flatten(3)
-    expected = ((5 * maps).exp().mean(3)).log() / 5
+    expected = (5 * maps.double()).exp().mean(3).log().float() / 5
     torch.testing.assert_close(trace.logits, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -258,7 +256,8 @@ def test_autocast_keeps_the_head_in_float32(share):
     maps = trace.features["class_maps"]
     assert maps.dtype == trace.logits.dtype == torch.float32
     assert (maps != maps.bfloat16().float()).float().mean() > 0.5, "not rounded to half precision"
-    torch.testing.assert_close(maps, expected.features["class_maps"], atol=0.15, rtol=0.05)
+    reference = expected.features["class_maps"]
+    assert (maps - reference).norm() < 0.05 * reference.norm()
 
 
 def test_dropout_is_off_in_evaluation():
