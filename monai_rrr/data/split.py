@@ -37,7 +37,7 @@ def leave_one_fold_out(cases: Sequence[T], folds: int, fold: int, seed: int = 0)
 
     Example:
         >>> leave_one_fold_out(["a", "b", "c", "d"], folds=2, fold=0)
-        (['b', 'd'], ['c', 'a'])
+        (['d', 'a'], ['c', 'b'])
     """
     if not 2 <= folds <= len(cases) or not 0 <= fold < folds:
         raise ValueError(f"expected 2 to {len(cases)} folds and a fold below that, got {folds} and {fold}")
