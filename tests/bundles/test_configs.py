@@ -230,7 +230,12 @@ def test_metadata_without_a_required_key_is_refused(key: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("names", "kind"),
-    [(("train",), "train"), (("train", "evaluate"), "train"), (("train", "plain_cam"), "train"), (("inference",), "infer")],
+    [
+        (("train",), "train"),
+        (("train", "evaluate"), "train"),
+        (("train", "plain_cam"), "train"),
+        (("inference",), "infer"),
+    ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else value,
 )
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
