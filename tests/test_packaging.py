@@ -14,12 +14,14 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,20 @@ def test_constraints_pin_every_requirement_above_its_floor(config: configparser.
         "\n".join([config["options"]["install_requires"], *(extras[k] for k in extras if k != "label")])
     )
     missing = {r.name: pins.get(canonical(r.name)) for r in wanted if pins.get(canonical(r.name)) not in r.specifier}
+    assert missing == {}
+
+
+def test_every_import_of_the_package_is_a_requirement(config: configparser.ConfigParser) -> None:
+    declared = {canonical(r.name) for r in requirements(config["options"]["install_requires"])}
+    owners = packages_distributions()
+    missing = {}
+    for path in (ROOT / "monai_rrr").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for top in {name.split(".")[0] for name in names} - {"monai_rrr"} - sys.stdlib_module_names:
+                if not declared & {canonical(owner) for owner in owners.get(top, [])}:
+                    missing[top] = path.name
     assert missing == {}
 
 
