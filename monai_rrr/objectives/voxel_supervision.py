@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from monai.losses import DiceCELoss
+from monai.losses import DiceLoss
 from torch import Tensor
 
 from monai_rrr.attribution.classmap import ClassMap
@@ -31,6 +31,9 @@ __all__ = ["VoxelSupervision"]
 @dataclass(frozen=True)
 class VoxelSupervision:
     """Dice and cross-entropy of every present modality's class maps with the mask, at the resolution of the maps.
+
+    The cross-entropy is binary, as regions are nested: the softmax of MONAI's ``DiceCELoss`` over several channels
+    would make them exclude each other.
 
     Reads masks: for upper references and for cases that have them, never in the tag-only bundle.
 
@@ -64,5 +67,6 @@ class VoxelSupervision:
         rows = batch["present"].to(maps.device).flatten()
         outside = ~brain_at(batch, maps.shape[-3:]).unsqueeze(1).expand_as(maps)
         maps = maps.masked_fill(outside, -10.0)
-        loss: Tensor = DiceCELoss(sigmoid=True, batch=True)(maps.flatten(0, 1)[rows], label.flatten(0, 1)[rows])
-        return loss
+        maps, label = maps.flatten(0, 1)[rows], label.flatten(0, 1)[rows]
+        dice: Tensor = DiceLoss(sigmoid=True, batch=True)(maps, label)
+        return dice + F.binary_cross_entropy_with_logits(maps, label)

@@ -475,8 +475,8 @@ def test_full_supervision_reads_masks(maps, logits, batch):
     good = torch.where(label.bool(), 8.0, -8.0)[:, None].expand(-1, M, -1, -1, -1, -1)
     term, with_label = VoxelSupervision(), {**batch, "label": label}
     right, wrong = (term(make_trace(sign * good, logits), with_label) for sign in (1, -1))
-    assert right < 0.5
-    assert wrong > right + 1
+    assert right < 0.02, "nested regions do not exclude each other"
+    assert wrong > 5
     term(make_trace(maps, logits), with_label).backward()
     assert maps.grad[~batch["present"]].abs().max() == 0
     assert maps.grad[..., 0, :, :].abs().max() == 0, "outside the brain"
