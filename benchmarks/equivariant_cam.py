@@ -9,9 +9,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Ablation of the equivariant CAM bundle: train, evaluate, tabulate.
+r"""Ablation of the equivariant CAM bundle: train, evaluate, tabulate.
 
-    python benchmarks/equivariant_cam.py run --data DIR --convention brats2018 --out DIR --methods plain full --seeds 0 1 2
+    python benchmarks/equivariant_cam.py run --data DIR --tags tags.csv --convention brats2018 --out DIR \
+        --methods plain full --seeds 0 1 2
     python benchmarks/equivariant_cam.py table --out DIR --result benchmarks/results/equivariant_cam_synthetic.json
 
 Every run is the bundle itself (train.yaml and evaluate.yaml with overrides), so the figures are those of what users
@@ -35,7 +36,8 @@ from monai import bundle
 from monai_rrr.metrics import bootstrap_mean, paired_difference
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "brats_mri_equivariant_cam"
-OFF: dict[str, object] = {f"objective#weights#{name}": 0.0 for name in ("within_modal", "cross_modal", "mutual_learning", "nesting")}
+TERMS = ("within_modal", "cross_modal", "mutual_learning", "nesting")
+OFF: dict[str, object] = {f"objective#weights#{name}": 0.0 for name in TERMS}
 RAMP = {"_target_": "monai_rrr.objectives.Ramp", "end_value": 0.5, "stop": 0.4}
 METHODS: dict[str, dict[str, object]] = {
     "plain": OFF,
@@ -46,7 +48,8 @@ METHODS: dict[str, dict[str, object]] = {
     "full_uniform": {"objective#terms#cross_modal#weighting": "uniform"},
     "plain_instance": {**OFF, "norm": "instance"},
     "full_instance": {"norm": "instance"},
-    "supervised": {},
+    # equal weights: tag losses say nothing about a network that is trained on masks
+    "supervised": {"temperature": 1000.0},
 }
 
 
@@ -67,7 +70,7 @@ def run_one(arguments: argparse.Namespace, method: str, modalities: list[str], s
         "use_modalities": modalities,
         "val_interval": 1000,
         **json.loads(arguments.set),
-        **({"norm": METHODS[method]["norm"]} if "norm" in METHODS[method] else {}),
+        **{key: value for key, value in METHODS[method].items() if "#" not in key},
     }
     if fold is not None:
         split = {"cases": "@cases", "folds": arguments.folds, "fold": fold}
@@ -91,10 +94,9 @@ def collect(out: Path) -> pd.DataFrame:
     """All metrics of all finished runs, with modalities, seed and fold."""
     parts = []
     for file in sorted(out.glob("*/metrics.csv")):
-        method, modalities, *rest = file.parent.name.rsplit("_seed", 1)[0].rsplit("_", 1) + [
-            file.parent.name.rsplit("_seed", 1)[1]
-        ]
-        seed, _, fold = rest[0].partition("_fold")
+        name, _, rest = file.parent.name.rpartition("_seed")
+        method, _, modalities = name.rpartition("_")
+        seed, _, fold = rest.partition("_fold")
         table = pd.read_csv(file).assign(run=method, modalities=modalities, seed=int(seed), fold=fold or "0")
         parts.append(table)
     return pd.concat(parts, ignore_index=True)

@@ -62,7 +62,7 @@ def demo(
         shared = {"dataset_dir": data, "tags_file": table, "cache_dir": folder / "cache", "ckpt_dir": run / "models"}
         steering = {"seed": seed} if epochs is None else {"seed": seed, "epochs": epochs}
         _train(method, home, overlays, {**shared, "output_dir": run, **steering}, run)
-        names = {"label_convention": convention, "method": method}
+        names = {"label_convention": convention, "method": method, "per_modality": True}
         _evaluate(method, home, {**shared, "output_dir": run / "eval", **names}, run, count)
     runs = [folder / method for method in METHODS]
     page = make_report(runs, load_datalist(data, with_labels=True), convention, report, max_cases=24)

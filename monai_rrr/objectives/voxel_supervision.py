@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss
 from torch import Tensor
@@ -30,15 +31,17 @@ __all__ = ["VoxelSupervision"]
 
 @dataclass(frozen=True)
 class VoxelSupervision:
-    """Dice and cross-entropy of every present modality's class maps with the mask, at the resolution of the maps.
+    r"""Dice and binary cross-entropy of the fused class maps with the mask, at the resolution of the maps.
 
-    The cross-entropy is binary, as regions are nested: the softmax of MONAI's ``DiceCELoss`` over several channels
-    would make them exclude each other.
+    The maps of the modalities present are fused as they are at inference: sigmoid maps, averaged by reliability. The
+    cross-entropy is binary, as regions are nested: the softmax of MONAI's ``DiceCELoss`` over several channels would
+    make them exclude each other.
 
     Reads masks: for upper references and for cases that have them, never in the tag-only bundle.
 
     Args:
         attribute: the class maps, in logits.
+        reliability: layer that holds the weights ``M K`` of the modalities.
 
     Shape:
         - maps: ``B M K h w d``; batch: ``label`` ``B K H W D`` in [0, 1], ``present`` ``B M``, ``brain`` ``B 1 H W D``.
@@ -48,25 +51,22 @@ class VoxelSupervision:
     """
 
     attribute: ClassMap = ClassMap()  # noqa: RUF009  (frozen)
+    reliability: str = "reliability"
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers that must be recorded."""
-        return self.attribute.layers
+        return (*self.attribute.layers, self.reliability)
 
     def __call__(self, trace: Trace, batch: Mapping[str, Any]) -> Tensor:
         """Return the loss."""
         if "label" not in batch:
             raise ValueError(f"full supervision needs masks as 'label', got a batch with {sorted(map(str, batch))}")
-        maps = self.attribute(trace).float()
-        label = (
-            F.adaptive_avg_pool3d(batch["label"].to(maps), (maps.shape[-3], maps.shape[-2], maps.shape[-1]))
-            .unsqueeze(1)
-            .expand_as(maps)
-        )
-        rows = batch["present"].to(maps.device).flatten()
-        outside = ~brain_at(batch, maps.shape[-3:]).unsqueeze(1).expand_as(maps)
-        maps = maps.masked_fill(outside, -10.0)
-        maps, label = maps.flatten(0, 1)[rows], label.flatten(0, 1)[rows]
-        dice: Tensor = DiceLoss(sigmoid=True, batch=True)(maps, label)
-        return dice + F.binary_cross_entropy_with_logits(maps, label)
+        maps = torch.sigmoid(self.attribute(trace).float())
+        share = batch["present"].to(maps)[:, :, None] * trace.features[self.reliability].detach()[None]
+        share = share / share.sum(1, keepdim=True).clamp(min=1e-8)
+        size = (maps.shape[-3], maps.shape[-2], maps.shape[-1])
+        fused = (maps * share[..., None, None, None]).sum(1) * brain_at(batch, size)
+        label = F.adaptive_avg_pool3d(batch["label"].to(fused), size)
+        dice: Tensor = DiceLoss(batch=True)(fused, label)
+        return dice + F.binary_cross_entropy(fused.clamp(1e-6, 1 - 1e-6), label)
