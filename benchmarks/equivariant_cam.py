@@ -33,7 +33,7 @@ import pandas as pd
 import torch
 from monai import bundle
 
-from monai_rrr.metrics import bootstrap_mean, paired_difference
+from monai_rrr.metrics import Interval, bootstrap_mean, paired_difference
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "brats_mri_equivariant_cam"
 TERMS = ("within_modal", "cross_modal", "mutual_learning", "nesting")
@@ -120,16 +120,42 @@ def summarize(table: pd.DataFrame, against: str = "plain") -> list[dict[str, obj
             "region": region,
             "cases": len(dice),
             "seeds": int(seeds[method, modalities]),
-            "dice": [round(v, 4) for v in (mean.mean, mean.low, mean.high)],
+            "dice": _rounded(mean),
         }
         same = per_case["region"].eq(region) & per_case["modalities"].eq(modalities)
         base = per_case[same & per_case["method"].eq(against) & per_case["threshold"].eq(threshold)]
         base_dice = base.set_index("case_id")["dice"].reindex(dice.index)
         if method != against and base_dice.notna().all() and len(base_dice):
             difference = paired_difference(dice.to_numpy(), base_dice.to_numpy())
-            row[f"minus_{against}"] = [round(v, 4) for v in (difference.mean, difference.low, difference.high)]
+            row[f"minus_{against}"] = _rounded(difference)
         rows.append(row)
     return rows
+
+
+def bars(table: pd.DataFrame, modalities: str = "t1,t1c,t2,flair") -> dict[str, object]:
+    """The comparisons that the project set itself: WT Dice at the tag-calibrated threshold, paired over cases."""
+    key = modalities.replace(",", "-")
+    rows = table[table["region"].eq("WT") & table["modalities"].eq(key)]
+
+    def dice(method: str, threshold: str) -> pd.Series:
+        chosen = rows[rows["method"].eq(method) & rows["threshold"].eq(threshold)]
+        return chosen.groupby("case_id")["dice"].mean()
+
+    full, plain = dice("full", "tag_calibrated"), dice("plain", "tag_calibrated")
+    upper = dice("supervised", "tag_calibrated")
+    found: dict[str, object] = {}
+    others = {"plain": plain, "supervised": upper}
+    others |= {name: dice(name, "label_free") for name in ("flair_otsu", "flair_heuristic", "empty")}
+    for name, other in others.items():
+        if len(other):
+            found[f"full_minus_{name}"] = _rounded(paired_difference(full.to_numpy(), other[full.index].to_numpy()))
+    if len(upper):
+        found["gap_closed"] = round(float((full.mean() - plain.mean()) / (upper.mean() - plain.mean())), 3)
+    return found
+
+
+def _rounded(interval: Interval) -> list[float]:
+    return [round(v, 4) for v in (interval.mean, interval.low, interval.high)]
 
 
 def write_table(arguments: argparse.Namespace) -> None:
@@ -141,12 +167,14 @@ def write_table(arguments: argparse.Namespace) -> None:
         "hardware": f"{os.cpu_count()} shared {platform.machine()} cores, CPU",
         "versions": {name: version(name) for name in ("monai-rrr", "monai", "torch", "numpy")},
         "runs": len(list(arguments.out.glob("*/metrics.csv"))),
+        "bars": bars(table),
         "rows": summarize(table),
     }
     arguments.result.parent.mkdir(parents=True, exist_ok=True)
     arguments.result.write_text(json.dumps(record, indent=1) + "\n")
     frame = pd.DataFrame(record["rows"])
     print(frame[frame["region"] == "WT"].to_string())
+    print(json.dumps(record["bars"], indent=1))
 
 
 def main() -> None:
