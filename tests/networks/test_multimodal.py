@@ -221,7 +221,9 @@ def test_export_agrees_with_eager(share):
 def test_every_parameter_receives_gradient(share, norm):
     network = make(share=share, norm=norm)
     network(brain_image(), torch.ones(2, 4, dtype=torch.bool)).square().sum().backward()
-    assert [name for name, p in network.named_parameters() if p.grad is None or p.grad.abs().max() == 0] == []
+    without = [name for name, p in network.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
+    # instance normalization takes away what the bias of the convolution before it adds
+    assert [name for name in without if norm == "none" or not name.endswith(("conv1.bias", "conv2.bias"))] == []
 
 
 def test_only_present_branches_receive_gradient():
