@@ -71,6 +71,7 @@ class PrepareViews:
         image = batch["image"]
         warp = self.warp(image, iteration=int(batch.get("iteration", 0)), rank=idist.get_rank())
         batch["warp"] = warp
+        batch["shared"] = {}
         batch["image"] = torch.cat([image, warp(image)])
         batch["brain"] = torch.cat([batch["brain"], warp(batch["brain"].to(image.dtype)) > 0.5])
         for key in ("present", "class_label"):

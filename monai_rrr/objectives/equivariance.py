@@ -24,7 +24,7 @@ from monai_rrr.attribution.classmap import ClassMap
 from monai_rrr.attribution.trace import Trace
 from monai_rrr.losses.heatmap import HeatmapDistanceLoss
 from monai_rrr.losses.reduction import weighted_mean
-from monai_rrr.objectives.views import pair_views
+from monai_rrr.objectives.views import evidence_views
 
 __all__ = ["CrossModalEquivariance", "WithinModalEquivariance"]
 
@@ -69,7 +69,7 @@ class WithinModalEquivariance:
 
     def __call__(self, trace: Trace, batch: Mapping[str, Any]) -> Tensor:
         """Return the loss."""
-        views = pair_views(torch.sigmoid(self.attribute(trace).float()), batch)
+        views = evidence_views(self.attribute, trace, batch)
         distance = HeatmapDistanceLoss(self.distance, reduction="none")
         value = distance(views.moved.flatten(1, 2), views.second.flatten(1, 2), views.mask)
         seen = views.mask.flatten(1).any(1).float()[:, None, None]
@@ -128,7 +128,7 @@ class CrossModalEquivariance:
 
     def __call__(self, trace: Trace, batch: Mapping[str, Any]) -> Tensor:
         """Return the loss."""
-        views = pair_views(torch.sigmoid(self.attribute(trace).float()), batch)
+        views = evidence_views(self.attribute, trace, batch)
         right_first, right_second = (trace.logits.detach() > 0).float().chunk(2)
         present = _present(batch)
         trust = self._trust(trace, present)

@@ -21,7 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ViewPair", "brain_at", "pair_views"]
+from monai_rrr.attribution.classmap import ClassMap
+from monai_rrr.attribution.trace import Trace
+
+__all__ = ["ViewPair", "brain_at", "evidence_views", "pair_views"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,29 @@ class ViewPair:
 
 def brain_at(batch: Mapping[str, Any], shape: torch.Size | tuple[int, ...]) -> Tensor:
     """Brain mask of the batch, ``B 1 h w d`` boolean, at the resolution of a heatmap."""
-    return F.adaptive_avg_pool3d(batch["brain"].float(), (shape[0], shape[1], shape[2])) > 0.5
+    brain = batch["brain"]
+    factors = [whole // part for whole, part in zip(brain.shape[2:], shape, strict=True)]
+    if all(whole == part * factor for whole, part, factor in zip(brain.shape[2:], shape, factors, strict=True)):
+        # the same mask at half the cost
+        return F.avg_pool3d(brain.float(), factors) > 0.5
+    return F.adaptive_avg_pool3d(brain.float(), (shape[0], shape[1], shape[2])) > 0.5
+
+
+def evidence_views(attribute: ClassMap, trace: Trace, batch: Mapping[str, Any]) -> ViewPair:
+    """:func:`pair_views` of the sigmoid of the class maps, made once for all terms that look at the same trace.
+
+    The result is kept in ``batch["shared"]``, a dictionary that
+    :class:`~monai_rrr.engines.views.PrepareViews` adds and that lives as long as the batch; without it nothing is kept.
+    """
+    shared = batch.get("shared")
+    if shared is None:
+        return pair_views(torch.sigmoid(attribute(trace).float()), batch)
+    kept = shared.get(attribute)
+    if kept is None or kept[0] is not trace:
+        kept = (trace, pair_views(torch.sigmoid(attribute(trace).float()), batch))
+        shared[attribute] = kept
+    views: ViewPair = kept[1]
+    return views
 
 
 def pair_views(heatmaps: Tensor, batch: Mapping[str, Any]) -> ViewPair:
