@@ -122,9 +122,11 @@ def summarize(table: pd.DataFrame, against: str = "plain") -> list[dict[str, obj
             "seeds": int(seeds[method, modalities]),
             "dice": _rounded(mean),
         }
-        same = per_case["region"].eq(region) & per_case["modalities"].eq(modalities)
-        base = per_case[same & per_case["method"].eq(against) & per_case["threshold"].eq(threshold)]
-        base_dice = base.set_index("case_id")["dice"].reindex(dice.index)
+        # the baseline's mean runs over the seeds that this method was run with
+        same = table["region"].eq(region) & table["modalities"].eq(modalities) & table["threshold"].eq(threshold)
+        used = table.loc[same & table["method"].eq(method), "seed"].unique()
+        base = table[same & table["method"].eq(against) & table["seed"].isin(used)]
+        base_dice = base.groupby("case_id")["dice"].mean().reindex(dice.index)
         if method != against and base_dice.notna().all() and len(base_dice):
             difference = paired_difference(dice.to_numpy(), base_dice.to_numpy())
             row[f"minus_{against}"] = _rounded(difference)
