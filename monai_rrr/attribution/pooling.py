@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["masked_log_mean_exp"]
+__all__ = ["masked_log_mean_exp", "modality_shares"]
 
 
 def masked_log_mean_exp(maps: Tensor, mask: Tensor, dims: list[int], sharpness: float = 5.0) -> Tensor:
@@ -53,3 +53,21 @@ def masked_log_mean_exp(maps: Tensor, mask: Tensor, dims: list[int], sharpness: 
     total = torch.logsumexp(torch.where(inside, sharpness * maps, lowest), dims)
     score = (total - count.clamp(min=1).log()) / sharpness
     return torch.where(count > 0, score, torch.zeros_like(score))
+
+
+def modality_shares(reliability: Tensor, present: Tensor) -> Tensor:
+    """Weight of each modality in the fused map: its reliability among the modalities present.
+
+    Args:
+        reliability: ``M K``, not negative.
+        present: ``B M``, boolean or 0 and 1.
+
+    Returns:
+        ``B M K``; sums to 1 over the modalities, or is 0 where none is present.
+
+    Example:
+        >>> modality_shares(torch.tensor([[0.5], [0.3], [0.2]]), torch.tensor([[True, True, False]])).flatten()
+        tensor([0.6250, 0.3750, 0.0000])
+    """
+    share = reliability.unsqueeze(0) * present.unsqueeze(2)
+    return share / share.sum(1, keepdim=True).clamp(min=1e-8)

@@ -23,6 +23,7 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor, nn
 
 from monai_rrr.attribution.classmap import ClassMap
+from monai_rrr.attribution.pooling import modality_shares
 from monai_rrr.attribution.trace import record
 
 __all__ = ["SlabHeatmapInferer"]
@@ -115,8 +116,7 @@ class SlabHeatmapInferer(Inferer):
     def _maps(self, image: Tensor, network: nn.Module, available: Tensor) -> Tensor:
         trace = record(network, image, (*self.attribute.layers, self.reliability), present=available)
         maps = torch.sigmoid(self.attribute(trace).float()) * available[:, :, None, None, None, None]
-        share = available.unsqueeze(2) * trace.features[self.reliability].float().unsqueeze(0)
-        share = share / share.sum(1, keepdim=True).clamp(min=1e-8)
+        share = modality_shares(trace.features[self.reliability].float(), available)
         fused = (maps * share[:, :, :, None, None, None]).sum(1, keepdim=True)
         every = torch.cat([fused, maps], 1).flatten(1, 2)
         if every.shape[2:] != image.shape[2:]:

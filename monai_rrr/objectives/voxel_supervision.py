@@ -23,6 +23,7 @@ from monai.losses import DiceLoss
 from torch import Tensor
 
 from monai_rrr.attribution.classmap import ClassMap
+from monai_rrr.attribution.pooling import modality_shares
 from monai_rrr.attribution.trace import Trace
 from monai_rrr.objectives.views import brain_at
 
@@ -63,8 +64,7 @@ class VoxelSupervision:
         if "label" not in batch:
             raise ValueError(f"full supervision needs masks as 'label', got a batch with {sorted(map(str, batch))}")
         maps = torch.sigmoid(self.attribute(trace).float())
-        share = batch["present"].to(maps)[:, :, None] * trace.features[self.reliability].detach()[None]
-        share = share / share.sum(1, keepdim=True).clamp(min=1e-8)
+        share = modality_shares(trace.features[self.reliability].detach(), batch["present"].to(maps))
         size = (maps.shape[-3], maps.shape[-2], maps.shape[-1])
         fused = (maps * share[..., None, None, None]).sum(1) * brain_at(batch, size)
         label = F.adaptive_avg_pool3d(batch["label"].to(fused), size)

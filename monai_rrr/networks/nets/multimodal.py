@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from monai_rrr.attribution.pooling import masked_log_mean_exp
+from monai_rrr.attribution.pooling import masked_log_mean_exp, modality_shares
 from monai_rrr.networks.blocks.modality import ModalityConv, ModalityStem
 from monai_rrr.networks.blocks.reliability import Reliability
 from monai_rrr.networks.blocks.trunk import UNetTrunk
@@ -176,8 +176,7 @@ class MultimodalCAMNet(nn.Module):
 
     def fuse(self, maps: Tensor, available: Tensor, weights: Tensor, brain: Tensor) -> Tensor:
         """Average the sigmoid maps over the modalities present, by reliability, at the resolution of the image."""
-        share = weights.unsqueeze(0) * available.unsqueeze(2)
-        share = share / share.sum(1, keepdim=True).clamp(min=1e-8)
+        share = modality_shares(weights, available)
         fused = (torch.sigmoid(maps.float()) * share[:, :, :, None, None, None]).sum(1)
         if self.stride > 1:
             fused = F.interpolate(fused, size=brain.shape[2:], mode="trilinear", align_corners=False)
