@@ -72,8 +72,9 @@ class PrepareViews:
         warp = self.warp(image, iteration=int(batch.get("iteration", 0)), rank=idist.get_rank())
         batch["warp"] = warp
         batch["shared"] = {}
-        batch["image"] = torch.cat([image, warp(image)])
-        batch["brain"] = torch.cat([batch["brain"], warp(batch["brain"].to(image.dtype)) > 0.5])
+        moved = warp(torch.cat([image, batch["brain"].to(image.dtype)], 1))
+        batch["image"] = torch.cat([image, moved[:, :-1]])
+        batch["brain"] = torch.cat([batch["brain"], moved[:, -1:] > 0.5])
         for key in ("present", "class_label"):
             batch[key] = torch.cat([batch[key], batch[key]])
         batch["slice_label"] = torch.cat([batch["slice_label"], warp.slices(batch["slice_label"])])

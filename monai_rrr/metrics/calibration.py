@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from monai_rrr.metrics.expected_dice import expected_dice
 from monai_rrr.metrics.threshold import OperatingPoint, as_heatmap, as_voxels, pixel_area
 
 __all__ = ["MIN_AREAS_MM2", "THRESHOLDS", "TagCalibration", "calibrate_on_tags", "oracle_threshold"]
@@ -29,7 +30,7 @@ THRESHOLDS: NDArray[np.float32] = (1 / (1 + np.exp(-np.linspace(-6, 6, 241)))).a
 MIN_AREAS_MM2: tuple[float, ...] = (0.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 """Candidates for the least area of a slice's foreground, in mm²."""
 
-Criterion = Literal["f1", "extent"]
+Criterion = Literal["f1", "extent", "f1_dice"]
 
 
 class TagCalibration:
@@ -41,6 +42,10 @@ class TagCalibration:
     ``"f1"``: F1 of slice presence over all slices of all cases, each slice weighing its thickness in mm; 1 when neither
     tags nor prediction mark any slice. ``"extent"``: mean over cases of the distance in mm between predicted and tagged
     first slice plus that between the last slices; a case where only one of the two is empty counts twice its height.
+    ``"f1_dice"``: the threshold with the best product of F1 (without a minimum area) and
+    :func:`~monai_rrr.metrics.expected_dice.expected_dice`, then the smallest minimum area whose F1 at this threshold is
+    equal to the best. F1 and extent look at the hottest voxels of a slice alone, which puts their thresholds too high
+    for the rest of the region; the expected Dice looks at all voxels. Where tags can't tell it, F1 decides.
 
     Near the best score many thresholds do equally well. Ties are resolved so: points within the tolerance of the best
     score are equal; of these the smallest minimum area is taken, since it should remove noise and not shape the mask;
@@ -64,6 +69,7 @@ class TagCalibration:
         self.thresholds = _as_grid(thresholds, "thresholds").astype(np.float32)
         self.min_areas_mm2 = tuple(float(a) for a in _as_grid(min_areas_mm2, "minimum areas"))
         self._voxels: list[NDArray[np.int32]] = []
+        self._inside: list[NDArray[np.intp]] = []
         self._areas: list[float] = []
         self._tags: list[NDArray[np.bool_]] = []
         self._thickness: list[float] = []
@@ -89,6 +95,7 @@ class TagCalibration:
             raise ValueError(f"slice label expected 0 or 1, got {sorted(set(tags.tolist()))}")
         self._areas.append(pixel_area(spacing))
         self._voxels.append(_voxels_above(values, inside, self.thresholds))
+        self._inside.append(inside.sum(axis=(0, 1)))
         self._tags.append(tags.astype(bool))
         self._thickness.append(float(spacing[2]))
 
@@ -104,6 +111,11 @@ class TagCalibration:
         """
         if not self._areas:
             raise ValueError("calibration expected at least one case, got none")
+        if criterion == "f1_dice":
+            dice = self._expected_dice()
+            if dice is not None:
+                return self._best_product(dice, 0.01 if tolerance is None else tolerance)
+            criterion = "f1"
         if criterion == "f1":
             scores = np.stack([self._f1(area) for area in self.min_areas_mm2])
             equal = scores >= scores.max() - (0.01 if tolerance is None else tolerance)
@@ -111,10 +123,21 @@ class TagCalibration:
             scores = np.stack([self._extent_error(area) for area in self.min_areas_mm2])
             equal = scores <= scores.min() + (1.0 if tolerance is None else tolerance)
         else:
-            raise ValueError(f"criterion expected 'f1' or 'extent', got {criterion!r}")
+            raise ValueError(f"criterion expected 'f1', 'extent' or 'f1_dice', got {criterion!r}")
         row = int(np.flatnonzero(equal.any(axis=1))[0])
         column = _middle_of_run(scores[row], equal[row], maximize=criterion == "f1")
         return OperatingPoint(float(self.thresholds[column]), self.min_areas_mm2[row], float(scores[row, column]))
+
+    def _expected_dice(self) -> NDArray[np.float64] | None:
+        mm3 = [area * thickness for area, thickness in zip(self._areas, self._thickness, strict=True)]
+        return expected_dice(self._voxels, self._inside, self._tags, mm3, self._thickness)
+
+    def _best_product(self, dice: NDArray[np.float64], tolerance: float) -> OperatingPoint:
+        f1 = np.stack([self._f1(area) for area in self.min_areas_mm2])
+        product = f1[0] * dice
+        column = int(product.argmax())
+        row = int(np.flatnonzero(f1[:, column] >= f1[:, column].max() - tolerance)[0])
+        return OperatingPoint(float(self.thresholds[column]), self.min_areas_mm2[row], float(product[column]))
 
     def _cases(self, min_area: float) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_], float]]:
         for voxels, area, tags, thickness in zip(self._voxels, self._areas, self._tags, self._thickness, strict=True):
@@ -157,7 +180,7 @@ def calibrate_on_tags(
         slice_labels: per case ``Z``, 1 for slices that the tags mark.
         brains: per case ``XYZ``.
         spacings: per case, voxel size in mm.
-        criterion: ``"f1"`` or ``"extent"``.
+        criterion: ``"f1"``, ``"extent"`` or ``"f1_dice"``.
 
     Raises:
         ValueError: When the lists differ in length or are empty, or a case does not fit.

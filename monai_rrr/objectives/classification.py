@@ -83,7 +83,7 @@ class TagClassification:
         maps = self.attribute(trace)
         brain = brain_at(batch, maps.shape[-3:])
         slices = masked_log_mean_exp(maps, brain.unsqueeze(1), [3, 4], self.sharpness)
-        holds = self._positive_holds(maps.detach(), batch)
+        holds = self._positive_holds(maps.detach(), brain, batch)
         present = batch["present"].to(maps.device)[:, :, None]
         slab = _tag_bce(trace.logits, batch["class_label"].unsqueeze(1), holds.unsqueeze(1))
         loss = weighted_mean(*_mask(slab, present))
@@ -93,14 +93,15 @@ class TagClassification:
         has_brain = brain.flatten(2, 3).any(2).unsqueeze(1)
         return loss + self.slice_weight * weighted_mean(*_mask((value, weight * has_brain), present[..., None]))
 
-    def _positive_holds(self, maps: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        """``B K``: whether a positive tag may be trusted."""
+    def _positive_holds(self, maps: Tensor, brain: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """``B K``: whether a positive tag may be trusted: evidence in the brain, of the modalities present, stays."""
         holds = torch.ones(len(maps), maps.shape[2], dtype=torch.bool, device=maps.device)
         warp = batch.get("warp")
         if warp is None:
             return holds
-        evidence = torch.sigmoid(maps.chunk(2)[0].float())
-        kept = warp.inverse().validity(maps.shape[-3:]).unsqueeze(1)
+        counts = brain.chunk(2)[0].unsqueeze(1) * batch["present"].to(maps).chunk(2)[0][:, :, None, None, None, None]
+        evidence = torch.sigmoid(maps.chunk(2)[0].float()) * counts
+        kept = warp.inverse().validity(maps.shape[-3:], maps.device).unsqueeze(1)
         mass = evidence.sum((1, 3, 4, 5))
         share = (evidence * kept).sum((1, 3, 4, 5)) / mass.clamp(min=1e-8)
         return torch.cat([holds[: len(share)], share >= self.min_mass])

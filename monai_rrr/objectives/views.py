@@ -85,5 +85,5 @@ def pair_views(heatmaps: Tensor, batch: Mapping[str, Any]) -> ViewPair:
             "this term compares two views: set prepare_batch to monai_rrr.engines.PrepareViews with a warp"
         )
     first, second = heatmaps.chunk(2)
-    inside = warp.validity(heatmaps.shape[-3:]) & brain_at(batch, heatmaps.shape[-3:]).chunk(2)[1]
+    inside = warp.validity(heatmaps.shape[-3:], heatmaps.device) & brain_at(batch, heatmaps.shape[-3:]).chunk(2)[1]
     return ViewPair(warp(first), second, inside)

@@ -95,6 +95,24 @@ def test_extent_equals_brute_force_over_applied_masks(seed):
     assert point.score <= min(error(*p) for p in _all_points()) + 1 + 1e-9
 
 
+def test_expected_dice_sees_the_region_around_its_hottest_voxels():
+    """A hot core tells the slice; its warm surroundings are part of the region all the same."""
+    rng = np.random.default_rng(0)
+    heatmap = 0.3 * rng.random((20, 20, 20))
+    truth = np.zeros(heatmap.shape, dtype=bool)
+    truth[6:11, 6:11, 6:14] = True
+    heatmap[truth] = 0.4 + 0.2 * rng.random(truth.sum())
+    heatmap[8, 8, 6:14] = 0.95
+    case = ([heatmap], [truth.any(axis=(0, 1))], [np.ones(heatmap.shape)], [SPACING])
+
+    def dice(criterion):
+        mask = heatmap > calibrate_on_tags(*case, criterion=criterion).threshold
+        return 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
+
+    assert dice("f1") < 0.2
+    assert dice("f1_dice") > 0.95
+
+
 def test_middle_of_the_plateau():
     heatmap = np.full((6, 6, 6), 0.01)
     heatmap[2:4, 2:4, 2:4] = 0.9
@@ -131,7 +149,7 @@ def test_region_absent_everywhere_gives_empty_masks():
     rng = np.random.default_rng(0)
     heatmaps = [0.6 * rng.random((8, 8, 8)) for _ in range(3)]
     brains = [np.ones((8, 8, 8))] * 3
-    for criterion, score in (("f1", 1.0), ("extent", 0.0)):
+    for criterion, score in (("f1", 1.0), ("extent", 0.0), ("f1_dice", 1.0)):
         point = calibrate_on_tags(heatmaps, [np.zeros(8)] * 3, brains, [SPACING] * 3, criterion=criterion)
         assert point.score == score
         assert not np.concatenate(_presence((point.threshold, point.min_area_mm2), heatmaps, brains)).any()
@@ -194,7 +212,7 @@ def test_oracle_equals_brute_force_and_bounds_the_others(seed):
         (lambda: _add(brain=np.ones((3, 3))), r"brain \(3, 3\) does not match image \(3, 3, 3\)"),
         (lambda: _add(spacing=(1.0, 1.0)), "spacing expected 3 positive values in mm"),
         (lambda: _add(heatmap=np.full((3, 3, 3), np.nan)), "finite values, got 27 NaN or Inf voxels"),
-        (lambda: _add().solve("dice"), "criterion expected 'f1' or 'extent', got 'dice'"),
+        (lambda: _add().solve("dice"), "criterion expected 'f1', 'extent' or 'f1_dice', got 'dice'"),
         (lambda: calibrate_on_tags([np.zeros((2, 2, 2))], [], [], []), "shorter"),
     ],
 )

@@ -276,6 +276,7 @@ def test_dropout_is_off_in_evaluation():
         ({"output": "both"}, "output must be logits or maps, got 'both'"),
         ({"stride": 4}, "stride must be 1 or 2, got 4"),
         ({"norm": "batch"}, "kind must be instance or none, got 'batch'"),
+        ({"prior": 1.0}, r"prior must be in \(0, 1\), got 1\.0"),
         ({"sharpness": 0.0}, r"sharpness must be positive, got 0\.0"),
         ({"temperature": 0.0}, r"temperature must be positive, got 0\.0"),
         ({"channels": ()}, "expected modalities, classes and channels"),
@@ -332,6 +333,13 @@ def test_head_projects_by_the_row():
     for row, own in enumerate(index.tolist()):
         expected = torch.einsum("kc,cxyz->kxyz", head.weight[own], x[row]) + head.bias[own][:, None, None, None]
         torch.testing.assert_close(out[row], expected)
+
+
+def test_head_starts_at_the_prior():
+    head = ModalityConv(2, 3, 2, prior=0.2)
+    torch.testing.assert_close(
+        torch.sigmoid(head(torch.zeros(1, 3, 2, 2, 2), torch.tensor([1]))), torch.full((1, 2, 2, 2, 2), 0.2)
+    )
 
 
 def test_reliability_follows_the_equation():

@@ -226,3 +226,28 @@ def test_exception():
         RandomWarp(scale=(1.2, 0.8))
     with pytest.raises(ValueError, match="must not be negative"):
         RandomWarp(tilt=-1.0)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_slices_are_resampled_as_the_volume_would_be(mode):
+    x = torch.rand(4, 2, 12, 10, 7, dtype=torch.float64)
+    warp = SIMILARITY(x, iteration=2)
+    assert (warp.theta[:, 2, 2] < 0).any()
+    grid = F.affine_grid(_reversed(warp.theta).double(), list(x.shape), align_corners=False)
+    expected = F.grid_sample(x, grid, mode=mode, align_corners=False)
+    inside = warp.validity(x.shape[2:]).expand_as(x)
+    torch.testing.assert_close(warp(x, mode)[inside], expected[inside], rtol=0, atol=1e-5)
+
+
+def test_a_shear_along_the_slices_is_resampled_in_space():
+    x = torch.rand(1, 1, 8, 8, 6, dtype=torch.float64)
+    theta = torch.eye(3, 4)[None]
+    theta[0, 0, 2] = 0.3
+    grid = F.affine_grid(_reversed(theta).double(), list(x.shape), align_corners=False)
+    expected = F.grid_sample(x, grid, align_corners=False)
+    torch.testing.assert_close(Warp(theta, (False,))(x), expected)
+
+
+def _reversed(theta):
+    flipped = theta.flip(1)
+    return torch.cat([flipped[..., :3].flip(2), flipped[..., 3:]], 2)

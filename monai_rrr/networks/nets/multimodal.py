@@ -50,6 +50,7 @@ class MultimodalCAMNet(nn.Module):
             voxel.
         sharpness: ``r`` of the pooling.
         temperature: ``tau`` of the reliability weights, see :mod:`monai_rrr.networks.blocks.reliability`.
+        prior: probability of every class in every voxel at the start, in (0, 1).
         output: what ``forward`` returns: ``"logits"`` for training, ``"maps"`` for inference.
         dropout: channel dropout before the head; for uncertainty scoring.
 
@@ -86,6 +87,7 @@ class MultimodalCAMNet(nn.Module):
         norm: str = "none",
         sharpness: float = 5.0,
         temperature: float = 0.1,
+        prior: float = 0.05,
         output: str = "logits",
         dropout: float = 0.0,
     ) -> None:
@@ -108,6 +110,8 @@ class MultimodalCAMNet(nn.Module):
             raise ValueError(
                 f"expected modalities, classes and channels, got {self.modalities}, {num_classes} and {tuple(channels)}"
             )
+        if not 0 < prior < 1:
+            raise ValueError(f"prior must be in (0, 1), got {prior}")
         if sharpness <= 0:
             raise ValueError(f"sharpness must be positive, got {sharpness}")
         own = 1 if share == "all" else self.count
@@ -117,7 +121,7 @@ class MultimodalCAMNet(nn.Module):
             for _ in range(self.count if share == "none" else 1)
         )
         self.dropout = nn.Dropout3d(dropout)
-        self.head = ModalityConv(own, channels[0], num_classes)
+        self.head = ModalityConv(own, channels[0], num_classes, prior)
         self.class_maps = nn.Identity()
         self.reliability = Reliability(self.count, num_classes, temperature)
         # threshold and least area in mm2 of each class, set by calibration on the training tags, saved with the weights
