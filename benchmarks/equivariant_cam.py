@@ -13,10 +13,11 @@ r"""Ablation of the equivariant CAM bundle: train, evaluate, tabulate.
 
     python benchmarks/equivariant_cam.py run --data DIR --tags tags.csv --convention brats2018 --out DIR \
         --methods plain full --seeds 0 1 2
-    python benchmarks/equivariant_cam.py rescore --out DIR --criterion f1
+    python benchmarks/equivariant_cam.py test --out DIR --data OTHER --convention brats2018
     python benchmarks/equivariant_cam.py table --out DIR --result benchmarks/results/equivariant_cam_synthetic.json
 
-``rescore`` sets the thresholds of finished runs again by another criterion and scores them as ``tag_calibrated_f1``.
+``test`` scores finished runs on another cohort, at the thresholds that each criterion chose on the training tags;
+``table`` then reports that cohort.
 Every run is the bundle itself (train.yaml and evaluate.yaml with overrides), so the figures are those of what users
 run. Finished runs are kept and skipped; ``table`` compares paired over cases, the mean over seeds first.
 """
@@ -27,18 +28,22 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import torch
 from monai import bundle
 from monai.bundle import ConfigParser
+from monai.transforms import Compose
 
-from monai_rrr.handlers import TagCalibrationHandler
+from monai_rrr.data import BrainBoxCache, LoadBrainBoxd, load_datalist
+from monai_rrr.handlers import HeatmapEvaluation, TagCalibrationHandler
 from monai_rrr.metrics import Interval, bootstrap_mean, paired_difference
+from monai_rrr.transforms import HeatmapToSourced
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "brats_mri_equivariant_cam"
 TERMS = ("within_modal", "cross_modal", "mutual_learning", "nesting")
@@ -92,33 +97,43 @@ def run_one(arguments: argparse.Namespace, method: str, modalities: list[str], s
     print(f"{name}: {seconds:.0f} s", flush=True)
 
 
-def rescore(out: Path, criterion: str) -> None:
-    """Set the thresholds of every finished run again by another criterion, and score the result beside the first."""
-    for file in sorted(out.glob("*/run_options.json")):
-        result = file.parent / f"metrics_{criterion}.csv"
-        if result.exists():
+def test(arguments: argparse.Namespace) -> None:
+    """Score every finished run on another cohort, at the thresholds that each criterion chose on the training tags."""
+    cases = load_datalist(arguments.data, with_labels=True)
+    for file in sorted(arguments.out.glob("*/run_options.json")):
+        results = {name: file.parent / f"test_{name}.csv" for name in arguments.criteria}
+        if all(result.exists() for result in results.values()):
             continue
         options = json.loads(file.read_text())
-        scored = ("method", "label_convention", "scores")
         parser = ConfigParser()
         parser.read_config(_files("train.yaml"))
-        parser.update({key: value for key, value in options.items() if key not in scored})
-        network = parser.get_parsed_content("network_def")
+        parser.update(
+            {key: value for key, value in options.items() if key not in ("method", "label_convention", "scores")}
+        )
+        network = parser.get_parsed_content("network_def").eval()
         network.load_state_dict(torch.load(file.parent / "models" / "model.pt", weights_only=True))
         handlers = parser.get_parsed_content("train#handlers")
-        calibration = next(handler for handler in handlers if isinstance(handler, TagCalibrationHandler))
-        calibration.criterion = criterion
-        network.operating_point.copy_(calibration.calibrate())
-        again = file.parent / criterion
-        again.mkdir(exist_ok=True)
-        torch.save(network.state_dict(), again / "model.pt")
-        place = {"output_dir": str(again), "checkpoint": str(again / "model.pt")}
-        bundle.run(config_file=_files("train.yaml", "evaluate.yaml"), **{**options, **place})
-        table = pd.read_csv(again / "metrics.csv")
-        table[table["threshold"] == "tag_calibrated"].assign(threshold=f"tag_calibrated_{criterion}").to_csv(
-            result, index=False
-        )
-        shutil.rmtree(again)
+        calibrations = next(h for h in handlers if isinstance(h, TagCalibrationHandler)).collect()
+        tables = {}
+        for index, (name, result) in enumerate(results.items()):
+            points = [calibration.solve(name) for calibration in calibrations]
+            stand_in = SimpleNamespace(operating_point=torch.tensor([[p.threshold, p.min_area_mm2] for p in points]))
+            tables[name] = HeatmapEvaluation(
+                cases, arguments.convention, stand_in, result, options["method"], ("dice",), baselines=index == 0
+            )
+        used = load_datalist(arguments.data, modalities=options["use_modalities"])
+        load = LoadBrainBoxd(BrainBoxCache(arguments.out / "test_cache", parser["spacing"]))
+        prepare = Compose([load, parser.get_parsed_content("whole_volume")])
+        inferer, back = parser.get_parsed_content("validate#inferer"), HeatmapToSourced("pred")
+        for case in used:
+            item = prepare(case)
+            heatmap = inferer(item["image"][None], network, present=item["present"][None])[0]
+            pred = back({**item, "pred": heatmap})["pred"]
+            for table in tables.values():
+                table.add(str(case["case_id"]), torch.as_tensor(pred), np.asarray(pred.affine))
+        for table in tables.values():
+            table.finish()
+        print(file.parent.name, flush=True)
 
 
 def _files(*names: str) -> list[str]:
@@ -128,11 +143,14 @@ def _files(*names: str) -> list[str]:
 def collect(out: Path) -> pd.DataFrame:
     """All metrics of all finished runs, with modalities, seed and fold."""
     parts = []
-    for file in sorted(out.glob("*/metrics*.csv")):
+    files = sorted(out.glob("*/test_*.csv")) or sorted(out.glob("*/metrics.csv"))
+    for file in files:
         name, _, rest = file.parent.name.rpartition("_seed")
         method, _, modalities = name.rpartition("_")
         seed, _, fold = rest.partition("_fold")
         table = pd.read_csv(file).assign(run=method, modalities=modalities, seed=int(seed), fold=fold or "0")
+        if file.stem == "test_f1":
+            table = table[table["threshold"] == "tag_calibrated"].assign(threshold="tag_calibrated_f1")
         parts.append(table)
     return pd.concat(parts, ignore_index=True)
 
@@ -207,6 +225,7 @@ def write_table(arguments: argparse.Namespace) -> None:
         "hardware": f"{os.cpu_count()} shared {platform.machine()} cores, CPU",
         "versions": {name: version(name) for name in ("monai-rrr", "monai", "torch", "numpy")},
         "runs": len(list(arguments.out.glob("*/metrics.csv"))),
+        "scored_on": "another cohort" if list(arguments.out.glob("*/test_*.csv")) else "the held-out cases",
         "bars": bars(table),
         "bars_at_f1_threshold": bars(table, threshold="tag_calibrated_f1"),
         "rows": summarize(table),
@@ -238,15 +257,18 @@ def main() -> None:
     table.add_argument("--out", type=Path, required=True)
     table.add_argument("--result", type=Path, required=True)
     table.add_argument("--command-line", default="see the head of benchmarks/equivariant_cam.py")
-    again = commands.add_parser("rescore")
+    again = commands.add_parser("test")
     again.add_argument("--out", type=Path, required=True)
-    again.add_argument("--criterion", required=True)
+    again.add_argument("--data", type=Path, required=True)
+    again.add_argument("--convention", required=True)
+    again.add_argument("--criteria", nargs="+", default=["f1_dice", "f1"], help="the first one is tag_calibrated")
     arguments = parser.parse_args()
     if arguments.command == "table":
         write_table(arguments)
         return
-    if arguments.command == "rescore":
-        rescore(arguments.out, arguments.criterion)
+    if arguments.command == "test":
+        torch.set_num_threads(1)
+        test(arguments)
         return
     torch.set_num_threads(arguments.threads)
     for seed in arguments.seeds:

@@ -70,6 +70,11 @@ class TagCalibrationHandler:
 
     def calibrate(self) -> Tensor:
         """Operating points ``K 2`` of the network as it is."""
+        found = [calibration.solve(self.criterion) for calibration in self.collect()]
+        return torch.tensor([[point.threshold, point.min_area_mm2] for point in found])
+
+    def collect(self) -> list[TagCalibration]:
+        """Heatmaps and tags of all volumes, by class; any criterion can be solved on them."""
         classes = len(cast(Tensor, self.network.operating_point))
         calibrations = [TagCalibration() for _ in range(classes)]
         for item in self.data:
@@ -77,5 +82,4 @@ class TagCalibrationHandler:
             heatmap = self.inferer(item["image"].to(self.device)[None], self.network, present=present)[0].cpu().numpy()
             for index, calibration in enumerate(calibrations):
                 calibration.add(heatmap[index], item["slice_label"][index], item["brain"][0], self.spacing)
-        found = [calibration.solve(self.criterion) for calibration in calibrations]
-        return torch.tensor([[point.threshold, point.min_area_mm2] for point in found])
+        return calibrations

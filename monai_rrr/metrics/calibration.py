@@ -42,10 +42,10 @@ class TagCalibration:
     ``"f1"``: F1 of slice presence over all slices of all cases, each slice weighing its thickness in mm; 1 when neither
     tags nor prediction mark any slice. ``"extent"``: mean over cases of the distance in mm between predicted and tagged
     first slice plus that between the last slices; a case where only one of the two is empty counts twice its height.
-    ``"f1_dice"``: the threshold with the best product of F1 (without a minimum area) and
-    :func:`~monai_rrr.metrics.expected_dice.expected_dice`, then the smallest minimum area whose F1 at this threshold is
-    equal to the best. F1 and extent look at the hottest voxels of a slice alone, which puts their thresholds too high
-    for the rest of the region; the expected Dice looks at all voxels. Where tags can't tell it, F1 decides.
+    ``"f1_dice"``: the mean Dice over cases that the tags let one expect. A case with tags counts with the product of
+    F1 and :func:`~monai_rrr.metrics.expected_dice.expected_dice`, a case without any with 1 if its mask is empty, else
+    0. F1 and extent look at the hottest voxels of a slice alone, which puts their thresholds too high for the rest of
+    the region; the expected Dice looks at all voxels. Where tags can't tell it, F1 decides.
 
     Near the best score many thresholds do equally well. Ties are resolved so: points within the tolerance of the best
     score are equal; of these the smallest minimum area is taken, since it should remove noise and not shape the mask;
@@ -114,7 +114,7 @@ class TagCalibration:
         if criterion == "f1_dice":
             dice = self._expected_dice()
             if dice is not None:
-                return self._best_product(dice, 0.01 if tolerance is None else tolerance)
+                return self._best_mean_dice(dice, 0.01 if tolerance is None else tolerance)
             criterion = "f1"
         if criterion == "f1":
             scores = np.stack([self._f1(area) for area in self.min_areas_mm2])
@@ -132,12 +132,20 @@ class TagCalibration:
         mm3 = [area * thickness for area, thickness in zip(self._areas, self._thickness, strict=True)]
         return expected_dice(self._voxels, self._inside, self._tags, mm3, self._thickness)
 
-    def _best_product(self, dice: NDArray[np.float64], tolerance: float) -> OperatingPoint:
-        f1 = np.stack([self._f1(area) for area in self.min_areas_mm2])
-        product = f1[0] * dice
-        column = int(product.argmax())
-        row = int(np.flatnonzero(f1[:, column] >= f1[:, column].max() - tolerance)[0])
-        return OperatingPoint(float(self.thresholds[column]), self.min_areas_mm2[row], float(product[column]))
+    def _best_mean_dice(self, dice: NDArray[np.float64], tolerance: float) -> OperatingPoint:
+        tagged = np.mean([tags.any() for tags in self._tags])
+        scores = np.stack(
+            [tagged * self._f1(area) * dice + (1 - tagged) * self._left_empty(area) for area in self.min_areas_mm2]
+        )
+        row = int(np.flatnonzero((scores >= scores.max() - tolerance).any(axis=1))[0])
+        column = int(scores[row].argmax())
+        return OperatingPoint(float(self.thresholds[column]), self.min_areas_mm2[row], float(scores[row, column]))
+
+    def _left_empty(self, min_area: float) -> NDArray[np.float64]:
+        """Share of the cases without any tag whose mask is empty; 0 when there is no such case."""
+        empty = [~present.any(axis=0) for present, tags, _ in self._cases(min_area) if not tags.any()]
+        share: NDArray[np.float64] = np.mean(empty, axis=0) if empty else np.zeros(len(self.thresholds))
+        return share
 
     def _cases(self, min_area: float) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_], float]]:
         for voxels, area, tags, thickness in zip(self._voxels, self._areas, self._tags, self._thickness, strict=True):

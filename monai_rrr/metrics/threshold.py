@@ -33,8 +33,8 @@ class OperatingPoint:
     Args:
         threshold: a voxel is foreground when its heatmap is **greater** than this.
         min_area_mm2: slices with less foreground than this are cleared.
-        score: what the choice was made by: F1, alone or times the expected Dice, in [0, 1]; for the criterion
-            ``"extent"`` an error in mm; mean Dice for an oracle.
+        score: what the choice was made by: F1 or the expected mean Dice, in [0, 1]; for the criterion ``"extent"`` an
+            error in mm; mean Dice for an oracle.
     """
 
     threshold: float

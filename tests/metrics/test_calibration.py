@@ -113,6 +113,19 @@ def test_expected_dice_sees_the_region_around_its_hottest_voxels():
     assert dice("f1_dice") > 0.95
 
 
+def test_cases_without_tags_are_left_empty_where_that_pays():
+    rng = np.random.default_rng(0)
+    tumor, control = 0.3 * rng.random((16, 16, 100)), 0.3 * rng.random((16, 16, 100))
+    tumor[6:11, 6:11, 10:80] = 0.6
+    control[4:6, 4:6, 9] = 0.7  # 40 mm² in one slice of 200: F1 hardly minds
+    tags = [np.isin(np.arange(100), np.arange(10, 80)), np.zeros(100)]
+    case = ([tumor, control], tags, [np.ones(tumor.shape)] * 2, [SPACING] * 2)
+    for criterion, is_empty in (("f1", False), ("f1_dice", True)):
+        point = calibrate_on_tags(*case, criterion=criterion)
+        mask = apply_threshold(control, point.threshold, point.min_area_mm2, SPACING)
+        assert (not mask.any()) == is_empty
+
+
 def test_middle_of_the_plateau():
     heatmap = np.full((6, 6, 6), 0.01)
     heatmap[2:4, 2:4, 2:4] = 0.9
