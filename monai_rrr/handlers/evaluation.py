@@ -33,6 +33,7 @@ from monai_rrr.metrics.calibration import oracle_threshold
 from monai_rrr.metrics.segmentation import SCORES, region_scores
 from monai_rrr.metrics.threshold import OperatingPoint, apply_threshold, label_free_threshold
 from monai_rrr.transforms.regions import to_regions
+from monai_rrr.utils.checks import check_heatmaps
 from monai_rrr.utils.enums import REGIONS
 from monai_rrr.utils.files import atomic_write
 
@@ -65,6 +66,7 @@ class HeatmapEvaluation:
 
     Raises:
         DataError: When a case has no label.
+        InferenceError: When a heatmap is not finite.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class HeatmapEvaluation:
 
     def add(self, case_id: str, heatmap: Tensor, affine: NDArray[np.float64]) -> None:
         """Collect one case: ``K X Y Z`` or ``(1+M) K X Y Z`` on the grid of its files."""
+        check_heatmaps(heatmap, case_id=case_id)
         fused = heatmap[0] if heatmap.ndim == 5 else heatmap
         case = self._load(case_id, fused.numpy(), affine)
         points = [OperatingPoint(label_free_threshold(fused, case.brain), 0.0, 0.0) for fused in case.heatmap]
