@@ -131,8 +131,8 @@ def record(
 ) -> Trace:
     """Call a network once and keep the outputs of some layers, differentiable.
 
-    Hooks live only during the call, also when it fails; other threads wait for their turn. Nothing of the network is changed, except what a plain call
-    changes; ``MetaTensor`` inputs are passed on as plain tensors.
+    Hooks live only during the call, also when it fails; other threads wait for their turn. Nothing of the network is
+    changed, except what a plain call changes; ``MetaTensor`` inputs are passed on as plain tensors.
 
     Args:
         network: any module; a ``DistributedDataParallel`` wrapper is called, but never named.
