@@ -42,6 +42,8 @@ RADIUS = 5.0  # mm
 CODES = ["".join(one) for order in itertools.permutations(("LR", "PA", "IS")) for one in itertools.product(*order)]
 ANGLES = (0.0, 0.3)
 NAMES = [f"{codes}_{angle}" for codes in CODES for angle in ANGLES]
+SOME = [f"{CODES[8 * order + (3 * order + 1) % 8]}_{angle}" for order in range(6) for angle in ANGLES]
+"""Each order of the axes once, with other directions, for every day; all 96 run with the slow tests."""
 
 
 def base_affine(angle: float) -> np.ndarray:
@@ -143,12 +145,12 @@ class Written:
         return [path for folder in folders for path in sorted(folder.glob("*.nii.gz"))]
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
-    """Return the 96 cases after both ways to explain them."""
+@pytest.fixture(scope="module", params=[SOME, pytest.param(NAMES, marks=pytest.mark.slow)], ids=["some", "all"])
+def written(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Written]:
+    """Return cases after both ways to explain them."""
     root = tmp_path_factory.mktemp("orientations")
     sources, cases = {}, []
-    for name in NAMES:
+    for name in request.param:
         codes, angle = name.split("_")
         affine = base_affine(float(angle))
         sources[name] = root / "data" / f"{name}.nii.gz"
@@ -166,7 +168,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
 
 
 def test_g1_orientation_nibabel(written: Written) -> None:
-    assert len(NAMES) == len(set(NAMES)) == 96
+    assert len(written.sources) in (12, 96)
     for name, source in written.sources.items():
         like = nib.load(source)
         assert "".join(nib.aff2axcodes(like.affine)) == name.split("_")[0]
@@ -193,7 +195,7 @@ def test_g1_orientation_simpleitk(written: Written) -> None:
 @pytest.mark.parametrize("kind", ["inference", "explain"])
 def test_g2_landmark(written: Written, kind: str) -> None:
     """Equal headers do not prove equal content: the sphere must be where it is in the world, by both readers."""
-    for name in NAMES:
+    for name in written.sources:
         landmark = nib.affines.apply_affine(base_affine(float(name.split("_")[1])), LANDMARK)
         folder, ending = {
             "inference": (written.inference, "pred"),
@@ -212,12 +214,11 @@ def test_g2_landmark(written: Written, kind: str) -> None:
 
 
 @pytest.mark.parametrize("forms", [(1, 0), (0, 1), (2, 1), (4, 0), (0, 3)])
-@pytest.mark.parametrize("codes", ["RAS", "PSL"])
-def test_g3_header(tmp_path: Path, codes: str, forms: tuple[int, int]) -> None:
+def test_g3_header(tmp_path: Path, forms: tuple[int, int]) -> None:
     affine = base_affine(0.3)
     image = sphere_image(affine)
     source = tmp_path / "flair.nii.gz"
-    write_image(source, image, affine, codes, forms)
+    write_image(source, image, affine, "PSL", forms)
     case = {"case_id": "a", "modalities": {"flair": str(source)}}
     infer([case], oracle(image), 2.0, tmp_path)
     read = read_image(case, ["flair"])
@@ -248,9 +249,9 @@ def test_g3_one_slice_stays_three_dimensional(tmp_path: Path) -> None:
 @pytest.mark.parametrize("way", ["inference", "explain"])
 def test_g4_resampling(tmp_path: Path, way: str) -> None:
     """A smooth ellipsoid in slices of 6 mm, seen at 1 mm, comes back."""
-    shape = (48, 44, 14)
-    grid = np.stack(np.indices(shape), -1) * (1.0, 1.0, 6.0) - (24.0, 21.0, 40.0)
-    radius = np.linalg.norm(grid / (15.0, 12.0, 24.0), axis=-1)
+    shape = (34, 30, 12)
+    grid = np.stack(np.indices(shape), -1) * (1.0, 1.0, 6.0) - (17.0, 14.0, 34.0)
+    radius = np.linalg.norm(grid / (11.0, 9.0, 20.0), axis=-1)
     image = np.zeros(shape, np.int16)
     image[2:-2, 2:-2, 1:-1] = 100
     image += (900 / (1 + np.exp(8 * (radius - 1))) * (image > 0)).astype(np.int16)
@@ -268,5 +269,5 @@ def test_g4_resampling(tmp_path: Path, way: str) -> None:
         found = result.heatmap[0] > 0.5
         truth = image > (brain.mean() + image.max()) / 2
     dice = 2 * (found & truth).sum() / (found.sum() + truth.sum())
-    assert truth.sum() > 1000
+    assert truth.sum() > 500
     assert dice >= 0.97
