@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_rrr.metrics.threshold import apply_threshold, label_free_threshold
-from monai_rrr.report.case_picture import CMAP, FAINT, PRED, TITLES
+from monai_rrr.report.case_picture import CMAP, PRED, TITLES
 from monai_rrr.report.explain import Explanation
-from monai_rrr.report.pictures import render, style
+from monai_rrr.report.pictures import opacity, render, style, visible_from
 from monai_rrr.utils.checks import check_heatmaps
 from monai_rrr.utils.files import safe_name
 from monai_rrr.utils.nifti_file import affine_geometry, nifti_bytes
@@ -104,11 +104,12 @@ def explanation_figure(
     for row, (index, heatmap, mask) in enumerate(zip(explanation.class_idx, explanation.heatmap, masks, strict=True)):
         evidence, outline = _turned(heatmap, turn), _turned(mask, turn)
         depth = int(evidence.sum((0, 1)).argmax())
+        start = visible_from(heatmap, (channels != 0).any(0))
         for axis, image, name in zip(axes[row], images, modalities, strict=True):
             axis.set_axis_off()
             axis.imshow(_plane(image, depth), cmap="gray", vmax=_bright(image), **layout)
             shown = _plane(evidence, depth)
-            axis.imshow(shown, cmap=CMAP, vmin=0, vmax=1, alpha=np.clip((shown - FAINT) * 1.5, 0, 0.8), **layout)
+            axis.imshow(shown, cmap=CMAP, vmin=0, vmax=1, alpha=opacity(shown, start), **layout)
             if outline[:, :, depth].any():
                 axis.contour(_plane(outline, depth).astype(float), levels=[0.5], colors=[PRED], linewidths=1.2)
             axis.set_title(f"class {index}, {TITLES.get(name, name)}, slice {depth}")
