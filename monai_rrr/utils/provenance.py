@@ -42,16 +42,20 @@ class Provenance:
 
     Args:
         weights: checkpoint file; its SHA-256 is recorded when the first result is written. None: no file.
-        settings: plain values that the results depend on.
+        settings: plain JSON values that the results depend on.
         seed: of the random number generators. None: nothing random takes part.
 
     Raises:
+        TypeError: When the settings are no JSON values.
         CheckpointError: ``checkpoint-missing``, when there is no such file.
     """
 
     weights: str | Path | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        json.dumps(self.settings)
 
     def record(self, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> dict[str, Any]:
         """Return the content of the side-car; it holds no time, no path and no text of a file's header.

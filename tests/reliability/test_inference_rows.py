@@ -427,6 +427,28 @@ def test_k2_provenance(cases: list[dict[str, Any]], tmp_path: Path) -> None:
     check_record(tmp_path / "explained", case_id, None, {"flair": files["flair"]})
 
 
+def test_k2_scores(cases: list[dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    table, network = tmp_path / "metrics.csv", Faulty(0.0, "nowhere")
+    provenance = Provenance(tmp_path / "model.pt", {"spacing": SPACING})
+    evaluation = HeatmapEvaluation(
+        cases, "brats2018", network, table, scores=["dice"], baselines=False, provenance=provenance
+    )
+    image = nib.load(cases[0]["label"])
+    evaluation.add(cases[0]["case_id"], torch.rand(3, *image.shape), image.affine)
+    evaluation.finish()
+    record = json.loads((tmp_path / "metrics_provenance.json").read_text())
+    assert record["weights_sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert record["outputs"] == {"metrics.csv": hashlib.sha256(table.read_bytes()).hexdigest()}
+    mask = hashlib.sha256(Path(cases[0]["label"]).read_bytes()).hexdigest()
+    assert record["inputs"] == {f"{cases[0]['case_id']} label": mask}
+
+
+def test_k2_settings_must_be_plain() -> None:
+    with pytest.raises(TypeError, match="Object of type Tensor is not JSON serializable"):
+        Provenance(settings={"spacing": torch.ones(1)})
+
+
 def test_k2_weights_that_are_gone(cases: list[dict[str, Any]], tmp_path: Path) -> None:
     # MONAI's Compose wraps whatever a transform raises
     with pytest.raises(RuntimeError, match="applying transform") as caught:

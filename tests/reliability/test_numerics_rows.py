@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.networks.nets import UNETR, DynUNet, SegResNet, SwinUNETR, UNet
@@ -46,11 +47,11 @@ def plain(dims: int) -> tuple[nn.Module, str]:
 
 
 def unet(dims: int) -> tuple[nn.Module, str]:
-    return UNet(dims, 1, 2, (2, 2), (2,), act="softplus", norm="instance"), "model.0"
+    return UNet(dims, 1, 2, (2, 2), (2,), act="tanh", norm="instance"), "model.0"
 
 
 def segresnet(dims: int) -> tuple[nn.Module, str]:
-    options = {"blocks_down": (1, 1), "blocks_up": (1,), "norm": ("group", {"num_groups": 1}), "act": "softplus"}
+    options = {"blocks_down": (1, 1), "blocks_up": (1,), "norm": ("group", {"num_groups": 1}), "act": "tanh"}
     return SegResNet(dims, 2, 1, 2, **options), "down_layers.1"
 
 
@@ -75,7 +76,7 @@ def test_r1_derivatives(make: Callable[[int], tuple[nn.Module, str]], dims: int)
     torch.manual_seed(0)
     network, layer = make(dims)
     network = network.double().eval()
-    image = torch.randn(1, 1, *(6,) * 2 if dims == 2 else (4, 4, 2), dtype=torch.float64, requires_grad=True)
+    image = torch.randn(1, 1, *(6,) * 2 if dims == 2 else (4,) * 3, dtype=torch.float64, requires_grad=True)
     name, parameter = next((n, p.detach().clone()) for n, p in network.named_parameters() if p.ndim > 2)
     bound = Bound(network, name)
 
@@ -265,7 +266,8 @@ def scaled_step(exponent: int, overflow: bool) -> tuple[MultimodalCAMNet, Superv
         amp=True,
         amp_kwargs={"dtype": torch.bfloat16},
     )
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**exponent)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**exponent)
+    trainer.add_event_handler(Events.STARTED, lambda engine: setattr(engine, "scaler", scaler))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     trainer.run()
     return network, trainer, before
