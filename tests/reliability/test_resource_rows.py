@@ -307,7 +307,7 @@ except InferenceError as error:
 @pytest.mark.slow
 def test_m5_address_space_limit() -> None:
     """A real allocator that fails: advice instead of a traceback."""
-    done = subprocess.run([sys.executable, "-c", LIMITED, "40"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", LIMITED, "40"], capture_output=True, text=True, timeout=500)
     assert done.returncode == 3, done.stderr[-2000:]
     assert done.stdout.startswith("[out-of-memory] expected memory for an image of shape 1 x 4 x 128 x 128 x 16")
 
