@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RRRError", "DataError", "DatasetError", "ConfigError", "CheckpointError", "TrainingError"]
+__all__ = ["RRRError", "DataError", "DatasetError", "ConfigError", "CheckpointError", "TrainingError", "InferenceError"]
 
 
 class RRRError(Exception):
@@ -101,6 +101,10 @@ class CheckpointError(RRRError):
 
 class TrainingError(RRRError):
     """A training step that must not be taken."""
+
+
+class InferenceError(RRRError):
+    """A prediction that must not be used, or that can't be made."""
 
 
 class DatasetError(RRRError):

@@ -24,6 +24,8 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from monai_rrr.attribution.exclusive import exclusive
+
 __all__ = ["Trace", "record"]
 
 
@@ -129,8 +131,8 @@ def record(
 ) -> Trace:
     """Call a network once and keep the outputs of some layers, differentiable.
 
-    Hooks live only during the call, also when it fails. Nothing of the network is changed, except what a plain call
-    changes; ``MetaTensor`` inputs are passed on as plain tensors.
+    Hooks live only during the call, also when it fails; other threads wait for their turn. Nothing of the network is
+    changed, except what a plain call changes; ``MetaTensor`` inputs are passed on as plain tensors.
 
     Args:
         network: any module; a ``DistributedDataParallel`` wrapper is called, but never named.
@@ -162,7 +164,7 @@ def record(
     modules = {name: _find(unwrapped(network), name) for name in names}
     image = _plain(image)
     kwargs = {name: _plain(value) for name, value in forward_kwargs.items()}
-    with _recording(modules) as outputs:
+    with exclusive(network), _recording(modules) as outputs:
         if update_statistics:
             result = network(image, **kwargs)
         else:

@@ -54,10 +54,21 @@ def run_network(
     from monai_rrr.data import load_datalist
     from monai_rrr.report import explain_network, load_network, mri_preprocessing, read_image, write_explanation
     from monai_rrr.utils.enums import MODALITIES
+    from monai_rrr.utils.files import sha256
+    from monai_rrr.utils.provenance import Provenance
 
     names = tuple(modalities) or MODALITIES
     cases = load_datalist(source, with_labels=False, require=names)
     network = load_network(config, checkpoint, network_id, trust_code)
+    settings = {
+        "config_file_sha256": sha256(config),
+        "network_id": network_id,
+        "layer": layer,
+        "class_idx": None if class_idx is None else list(class_idx),
+        "modalities": list(names),
+        "spacing": spacing,
+    }
+    provenance = Provenance(checkpoint, settings)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     files: list[Path] = []
     with progress("heatmaps") as step:
@@ -66,7 +77,7 @@ def run_network(
             found = explain_network(
                 network, image, layer, class_idx, preprocessing=mri_preprocessing(spacing), device=device
             )
-            files += write_explanation(found, image.as_tensor(), str(case["case_id"]), folder, names)
+            files += write_explanation(found, image.as_tensor(), str(case["case_id"]), folder, names, provenance)
     return files
 
 

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from torch.nn.functional import avg_pool3d
 
 from monai_rrr.data.geometry import MAX_DISPLACEMENT, corner_displacement
-from monai_rrr.data.nifti import read_verified
+from monai_rrr.data.nifti import NiftiVolume, read_verified
 from monai_rrr.errors import DataError
 from monai_rrr.utils.enums import MODALITIES, REGIONS
+from monai_rrr.utils.nifti_file import header_geometry
 
 __all__ = ["BrainBox", "make_brain_box", "tag_extents"]
 
@@ -53,6 +54,9 @@ class BrainBox:
         source_shape: the source file's own grid.
         tag_grid: ``(scale, offset)``: box index ``z`` lies at axial slice ``scale * z + offset`` of the case, counted
             from the inferior end as tags are.
+        source_header: where the source file's header puts its voxels, see
+            :func:`~monai_rrr.utils.nifti_file.header_geometry`.
+        source_sha256: modality -> SHA-256 of its file, empty for absent modalities.
     """
 
     case_id: str
@@ -66,6 +70,8 @@ class BrainBox:
     source_affine: NDArray[np.float64]
     source_shape: tuple[int, int, int]
     tag_grid: tuple[float, float]
+    source_header: NDArray[np.float64]
+    source_sha256: Mapping[str, str]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name, as the slab transforms read them. Arrays are not copied."""
@@ -80,6 +86,8 @@ class BrainBox:
             "source_affine": self.source_affine,
             "source_shape": np.asarray(self.source_shape),
             "tag_grid": np.asarray(self.tag_grid),
+            "source_header": self.source_header,
+            "source_sha256": dict(self.source_sha256),
         }
 
 
@@ -122,8 +130,10 @@ def make_brain_box(case: Mapping[str, Any], spacing: float | None = None) -> Bra
     """
     if spacing is not None and not spacing > 0:
         raise ValueError(f"spacing must be positive (mm), got {spacing}")
-    arrays, source_affine, source_shape = _read(case)
-    arrays, affine = _canonical(arrays, source_affine, source_shape)
+    volumes = _read(case)
+    first = next(iter(volumes.values()))
+    source_affine, source_shape = first.affine, (first.array.shape[0], first.array.shape[1], first.array.shape[2])
+    arrays, affine = _canonical({name: v.array for name, v in volumes.items()}, source_affine, source_shape)
     start, stop = _bounding_box(arrays)
     values = np.zeros((len(MODALITIES), *(stop - start)), dtype=np.float32)
     for name, array in arrays.items():
@@ -147,10 +157,12 @@ def make_brain_box(case: Mapping[str, Any], spacing: float | None = None) -> Bra
         source_affine=source_affine,
         source_shape=source_shape,
         tag_grid=(float(factor[2]), float(box_to_canonical[2, 3])),
+        source_header=header_geometry(first.header),
+        source_sha256={name: volumes[name].sha256 if name in volumes else "" for name in MODALITIES},
     )
 
 
-def _read(case: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]], NDArray[np.float64], tuple[int, int, int]]:
+def _read(case: Mapping[str, Any]) -> dict[str, NiftiVolume]:
     case_id, volumes = str(case["case_id"]), case.get("volumes") or {}
     unknown = set(case["modalities"]) - set(MODALITIES)
     if unknown or not case["modalities"]:
@@ -160,25 +172,24 @@ def _read(case: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]], NDArray[np.
             case_id=case_id,
             field="modalities",
         )
-    arrays: dict[str, NDArray[Any]] = {}
-    affines: dict[str, NDArray[np.float64]] = {}
+    read: dict[str, NiftiVolume] = {}
     for name in (m for m in MODALITIES if m in case["modalities"]):
         path = str(case["modalities"][name])
         where = {"case_id": case_id, "field": name, "path": path}
         volume = read_verified(path, volumes.get(name), case_id=case_id, field=name)
-        arrays[name], affines[name] = array, affine = volume.array, volume.affine
+        read[name], array, affine = volume, volume.array, volume.affine
         if array.min() == array.max():
             message = f"expected an image with content, got {array.flat[0]} in all voxels"
             raise DataError("constant-modality", message, **where)
-        first = next(iter(arrays))
-        shape, grid = arrays[first].shape, affines[first]
+        first = next(iter(read))
+        shape, grid = read[first].array.shape, read[first].affine
         if array.shape != shape:
             raise DataError("shape-mismatch", f"expected the shape {shape} of {first}, got {array.shape}", **where)
         moved = corner_displacement(affine, grid, shape)
         if moved > MAX_DISPLACEMENT:
             message = f"expected the position of {first} within {MAX_DISPLACEMENT} mm, got {moved:.4g} mm"
             raise DataError("affine-mismatch", message, **where)
-    return arrays, grid, (shape[0], shape[1], shape[2])
+    return read
 
 
 def _canonical(

@@ -31,7 +31,7 @@ from monai_rrr.utils.files import atomic_write, safe_name, sha256
 
 __all__ = ["BrainBoxCache"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _Stamp = tuple[int, int]
 
 
@@ -176,6 +176,8 @@ class BrainBoxCache:
             source_affine=np.asarray(meta["source_affine"], dtype=np.float64),
             source_shape=(int(shape[0]), int(shape[1]), int(shape[2])),
             tag_grid=(float(meta["tag_grid"][0]), float(meta["tag_grid"][1])),
+            source_header=np.asarray(meta["source_header"], dtype=np.float64),
+            source_sha256={str(name): str(digest) for name, digest in meta["source_sha256"].items()},
         )
 
 

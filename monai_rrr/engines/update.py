@@ -23,6 +23,7 @@ from monai.utils.enums import CommonKeys
 from torch import Tensor
 
 from monai_rrr.attribution.trace import record
+from monai_rrr.engines.checks import check_parallel, check_used_parameters
 from monai_rrr.errors import TrainingError
 
 __all__ = ["explanation_update"]
@@ -50,8 +51,10 @@ def explanation_update(engine: SupervisedTrainer, batchdata: Mapping[str, Any]) 
         TrainingError: ``loss-not-finite`` or ``gradient-not-finite``, naming the cases; the weights and the optimizer
             are then as before the step. Under a ``GradScaler`` that is in use, which skips steps with such gradients
             itself, only the loss is checked.
+        ConfigError: ``ddp-static-graph`` or ``parameters-unused``, see :mod:`monai_rrr.engines.checks`.
     """
     objective = _checked_objective(engine)
+    check_parallel(engine.network)
     batch = _prepared(engine, batchdata)
     output = {key: batch[key] for key in ("class_label", "present", "case_id") if key in batch}
     engine.state.output = output
@@ -102,6 +105,7 @@ def _step(engine: SupervisedTrainer, batch: Mapping[str, Any], loss: Tensor, ter
     scaler = engine.scaler if engine.amp else None
     (loss if scaler is None else scaler.scale(loss)).backward()
     engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+    check_used_parameters(engine)
     if scaler is not None and scaler.is_enabled():
         scaler.step(engine.optimizer)
         scaler.update()

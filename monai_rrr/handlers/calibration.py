@@ -22,6 +22,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from monai_rrr.metrics.calibration import Criterion, TagCalibration
+from monai_rrr.utils.checks import check_heatmaps
 
 __all__ = ["TagCalibrationHandler"]
 
@@ -41,6 +42,9 @@ class TagCalibrationHandler:
         spacing: voxel size of these volumes in mm.
         device: where to compute.
         criterion: see :class:`~monai_rrr.metrics.calibration.TagCalibration`.
+
+    Raises:
+        InferenceError: When a heatmap is not finite; the operating points then stay as they are.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class TagCalibrationHandler:
         for item in self.data:
             present = item["present"].to(self.device)[None]
             heatmap = self.inferer(item["image"].to(self.device)[None], self.network, present=present)[0].cpu().numpy()
+            check_heatmaps(heatmap, case_id=item.get("case_id"))
             for index, calibration in enumerate(calibrations):
                 calibration.add(heatmap[index], item["slice_label"][index], item["brain"][0], self.spacing)
         return calibrations

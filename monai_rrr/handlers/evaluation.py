@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -33,8 +34,10 @@ from monai_rrr.metrics.calibration import oracle_threshold
 from monai_rrr.metrics.segmentation import SCORES, region_scores
 from monai_rrr.metrics.threshold import OperatingPoint, apply_threshold, label_free_threshold
 from monai_rrr.transforms.regions import to_regions
+from monai_rrr.utils.checks import check_heatmaps
 from monai_rrr.utils.enums import REGIONS
 from monai_rrr.utils.files import atomic_write
+from monai_rrr.utils.provenance import Provenance
 
 __all__ = ["HeatmapEvaluation"]
 
@@ -62,9 +65,11 @@ class HeatmapEvaluation:
         method: name of the method in the table.
         scores: which scores to compute; distances take most of the time.
         baselines: whether to add the baselines.
+        provenance: what to record beside the table, in ``<name>_provenance.json``, with the SHA-256 of the masks.
 
     Raises:
         DataError: When a case has no label.
+        InferenceError: When a heatmap is not finite.
     """
 
     def __init__(
@@ -76,7 +81,10 @@ class HeatmapEvaluation:
         method: str = "full",
         scores: Sequence[str] = SCORES,
         baselines: bool = True,
+        provenance: Provenance | None = None,
     ) -> None:
+        self.provenance = provenance or Provenance()
+        self._masks: dict[str, str] = {}
         self.cases = {str(case["case_id"]): case for case in cases}
         self.convention, self.network, self.path = convention, network, Path(path)
         self.method, self.scores, self.baselines = method, tuple(scores), baselines
@@ -91,7 +99,7 @@ class HeatmapEvaluation:
 
     def reset(self, engine: Engine | None = None) -> None:
         """Forget everything collected."""
-        self.rows, self._kept = [], []
+        self.rows, self._kept, self._masks = [], [], {}
 
     def __call__(self, engine: Engine) -> None:
         """Collect the heatmaps of one batch: ``pred`` of the output, ``case_id`` of the batch."""
@@ -102,6 +110,7 @@ class HeatmapEvaluation:
 
     def add(self, case_id: str, heatmap: Tensor, affine: NDArray[np.float64]) -> None:
         """Collect one case: ``K X Y Z`` or ``(1+M) K X Y Z`` on the grid of its files."""
+        check_heatmaps(heatmap, case_id=case_id)
         fused = heatmap[0] if heatmap.ndim == 5 else heatmap
         case = self._load(case_id, fused.numpy(), affine)
         points = [OperatingPoint(label_free_threshold(fused, case.brain), 0.0, 0.0) for fused in case.heatmap]
@@ -139,13 +148,17 @@ class HeatmapEvaluation:
         writer.writeheader()
         writer.writerows(self.rows)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.path, table.getvalue().encode())
+        digest = atomic_write(self.path, table.getvalue().encode())
+        record = self.provenance.record(self._masks, {self.path.name: digest})
+        side_car = self.path.with_name(f"{self.path.stem}_provenance.json")
+        atomic_write(side_car, json.dumps(record, indent=2).encode() + b"\n")
 
     def _load(self, case_id: str, fused: NDArray[np.float32], affine: NDArray[np.float64]) -> _Case:
         entry = self.cases[case_id]
         if "label" not in entry:
             raise DataError("label-missing", "expected a mask to score against", case_id=case_id, field="label")
         label = read_verified(entry["label"], case_id=case_id, field="label").canonical()
+        self._masks[f"{case_id} label"] = label.sha256
         truth = np.asarray(to_regions(np.ascontiguousarray(label.array), self.convention)).astype(bool)
         volumes = entry.get("volumes", {})
         images = {

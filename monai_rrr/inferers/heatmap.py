@@ -24,8 +24,11 @@ from monai.utils.type_conversion import convert_to_dst_type
 from torch import Tensor, nn
 
 from monai_rrr.attribution.attributor import Attributor
+from monai_rrr.attribution.exclusive import evaluating
 from monai_rrr.attribution.normalize import resize_heatmap
 from monai_rrr.attribution.trace import Trace, record
+from monai_rrr.errors import InferenceError
+from monai_rrr.inferers.memory import is_out_of_memory, out_of_memory
 
 __all__ = ["HeatmapInferer", "explain_image"]
 
@@ -34,8 +37,9 @@ class HeatmapInferer(Inferer):
     """Explain a network and return the heatmaps as if they were its prediction.
 
     For MONAI's evaluators, post-processing transforms and writers. Works under ``torch.no_grad`` and
-    ``torch.inference_mode``. Leaves the network as it was: its mode, buffers, ``requires_grad`` flags, gradients and
-    hooks; and the state of the random number generators.
+    ``torch.inference_mode``. The network is explained in evaluation mode. It is left as it was: its modes, buffers,
+    ``requires_grad`` flags, gradients and hooks; and so is the state of the random number generators. Threads that
+    share a network take turns.
 
     Args:
         attribute: makes the heatmaps, such as :class:`~monai_rrr.attribution.GradCAM`. For a segmentation network its
@@ -53,6 +57,7 @@ class HeatmapInferer(Inferer):
     Raises:
         ValueError: When ``class_idx`` is empty, negative or no class of the network, or missing for a segmentation
             network.
+        InferenceError: ``heatmap-not-finite``, when logits or heatmaps are not finite, or ``out-of-memory``.
         TypeError: When the network is no ``nn.Module``, or further positional arguments are given; only keyword
             arguments reach the network.
 
@@ -117,12 +122,23 @@ def explain_image(
         logits; all detached.
     """
     plain = image.as_tensor() if isinstance(image, MetaTensor) else image
-    with _differentiable(plain.device):
-        # the copy requires grad, so that a network whose parameters are frozen can be explained as well
-        leaf = plain.detach().clone().requires_grad_(True)
-        trace = record(network, leaf.clone(), attribute.layers, update_statistics=False, **forward_kwargs)
-        classes = _classes(trace, class_idx)
-        heatmap = attribute(trace, classes).detach()
+    try:
+        with evaluating(network), _differentiable(plain.device):
+            # the copy requires grad, so that a network whose parameters are frozen can be explained as well
+            leaf = plain.detach().clone().requires_grad_(True)
+            trace = record(network, leaf.clone(), attribute.layers, update_statistics=False, **forward_kwargs)
+            classes = _classes(trace, class_idx)
+            heatmap = attribute(trace, classes).detach()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        hint = "use a coarser spacing, explain in windows, or use another device"
+        raise out_of_memory(plain.shape, "the whole volume at once", hint) from None
+    for what, values in (("logits", trace.logits), ("heatmap", heatmap)):
+        if not torch.isfinite(values).all():
+            message = f"expected finite {what} of classes {classes.tolist()}, got NaN or infinite ones"
+            hint = "look at the weights, the precision and the images"
+            raise InferenceError("heatmap-not-finite", message, field=what, hint=hint)
     if heatmap.shape[0] != plain.shape[0]:
         raise ValueError(f"expected one heatmap per sample, batch {plain.shape[0]}, got {tuple(heatmap.shape)}")
     return resize_heatmap(heatmap.float(), plain.shape[2:]), classes, trace.logits.detach()

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -23,8 +24,12 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor, nn
 
 from monai_rrr.attribution.classmap import ClassMap
+from monai_rrr.attribution.exclusive import evaluating
 from monai_rrr.attribution.pooling import modality_shares
 from monai_rrr.attribution.trace import record
+from monai_rrr.inferers.memory import is_out_of_memory, out_of_memory
+from monai_rrr.utils.checks import check_heatmaps
+from monai_rrr.utils.enums import MODALITIES
 
 __all__ = ["SlabHeatmapInferer"]
 
@@ -34,7 +39,8 @@ class SlabHeatmapInferer(Inferer):
 
     Slabs keep the full in-plane extent and overlap along the last axis; they are blended by a Gaussian
     (MONAI's ``SlidingWindowInferer``). With ``flips`` the maps of mirrored slabs are mirrored back and averaged. The
-    network is put into evaluation mode for the call, and each of its modules back into the mode it was in.
+    network is put into evaluation mode for the call, and each of its modules back into the mode it was in; threads that
+    share a network take turns. When memory is short, the call is tried once more, slab by slab.
 
     Args:
         depth: slices of a slab.
@@ -51,7 +57,8 @@ class SlabHeatmapInferer(Inferer):
           absent modalities.
 
     Raises:
-        ValueError: When a map is not finite: no mask must ever be made of it.
+        InferenceError: ``heatmap-not-finite``, when logits or maps are not finite (a sigmoid would hide infinite ones);
+            ``out-of-memory``, when memory is short even for one slab.
 
     Example:
         >>> from monai_rrr.networks import MultimodalCAMNet
@@ -72,35 +79,61 @@ class SlabHeatmapInferer(Inferer):
         super().__init__()
         if not set(flips) <= {0, 1, 2}:
             raise ValueError(f"flips must be spatial axes 0 to 2, got {tuple(flips)}")
-        self.windows = SlidingWindowInferer((-1, -1, depth), slabs_per_batch, overlap, mode="gaussian")
+        self.depth, self.overlap = depth, overlap
+        self.windows = self._sliding(slabs_per_batch)
         self.mirrors = [axes for count in range(len(flips) + 1) for axes in combinations(flips, count)]
         self.per_modality = per_modality
         self.attribute = attribute or ClassMap()
         self.reliability = reliability
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Return heatmaps on the grid of ``inputs``; ``present`` (``B M``) as keyword, default: not 0 everywhere."""
+        """Return heatmaps on the grid of ``inputs``.
+
+        Keywords: ``present`` (``B M``), default: modalities that are not 0 everywhere; ``case_id`` (``B`` names), for
+        errors.
+        """
         image = torch.as_tensor(inputs)
         if hasattr(inputs, "as_tensor"):
             image = inputs.as_tensor()
         present = kwargs.get("present")
         available = (image != 0).flatten(2).any(2) if present is None else present.to(image.device)
-        modes = {module: module.training for module in network.modules()}
-        network.eval()
-        try:
-            with torch.no_grad():
-                maps = [self._mirrored(image, network, available, axes) for axes in self.mirrors]
-        finally:
-            for module, training in modes.items():
-                module.training = training
-        mean: Tensor = torch.stack(maps).mean(0)
-        if not torch.isfinite(mean).all():
-            raise ValueError(f"heatmaps have {int((~torch.isfinite(mean)).sum())} values that are not finite")
-        mean = mean * (image != 0).any(1, keepdim=True)
-        mean = mean.unflatten(1, (1 + image.shape[1], -1))
-        return mean if self.per_modality else mean[:, 0]
+        cases = kwargs.get("case_id") or [None] * len(image)
+        with evaluating(network), torch.no_grad():
+            mean = self._within_memory(image, network, available, None if len(cases) > 1 else cases[0])
+        every: Tensor = mean.unflatten(1, (1 + image.shape[1], -1))
+        if not torch.isfinite(every).all():
+            for case_id, maps in zip(cases, every, strict=True):
+                check_heatmaps(maps, case_id=case_id, modalities=getattr(network, "modalities", MODALITIES))
+        every = every * (image != 0).any(1)[:, None, None]
+        return every if self.per_modality else every[:, 0]
 
-    def _mirrored(self, image: Tensor, network: nn.Module, available: Tensor, axes: tuple[int, ...]) -> Tensor:
+    def _within_memory(self, image: Tensor, network: nn.Module, available: Tensor, case_id: str | None) -> Tensor:
+        count = self.windows.sw_batch_size
+        for windows in (self.windows, *([self._sliding(1)] if count > 1 else [])):
+            try:
+                maps = [self._mirrored(image, network, available, axes, windows) for axes in self.mirrors]
+                return torch.stack(maps).mean(0)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                logging.getLogger(__name__).warning("memory is short for %d slabs at a time", windows.sw_batch_size)
+            # here the failed call holds nothing any more
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        hint = "use a coarser spacing, slabs of less depth (roi_size), no flips or modalities, or another device"
+        raise out_of_memory(image.shape, f"slabs at a time: {count}" + (", then 1" if count > 1 else ""), hint, case_id)
+
+    def _sliding(self, slabs_per_batch: int) -> SlidingWindowInferer:
+        return SlidingWindowInferer((-1, -1, self.depth), slabs_per_batch, self.overlap, mode="gaussian")
+
+    def _mirrored(
+        self,
+        image: Tensor,
+        network: nn.Module,
+        available: Tensor,
+        axes: tuple[int, ...],
+        windows: SlidingWindowInferer,
+    ) -> Tensor:
         dims = [2 + axis for axis in axes]
         row = 0
 
@@ -110,12 +143,14 @@ class SlabHeatmapInferer(Inferer):
 
         parts = []
         for row in range(len(image)):
-            parts.append(self.windows(image[row : row + 1].flip(dims), predict))
+            parts.append(windows(image[row : row + 1].flip(dims), predict))
         return torch.cat([torch.as_tensor(p) for p in parts]).flip(dims)
 
     def _maps(self, image: Tensor, network: nn.Module, available: Tensor) -> Tensor:
         trace = record(network, image, (*self.attribute.layers, self.reliability), present=available)
-        maps = torch.sigmoid(self.attribute(trace).float()) * available[:, :, None, None, None, None]
+        raw = self.attribute(trace).float()
+        sound = torch.isfinite(trace.logits).flatten(1).all(1).view(-1, 1, 1, 1, 1, 1) & torch.isfinite(raw)
+        maps = torch.where(sound, torch.sigmoid(raw), torch.nan) * available[:, :, None, None, None, None]
         share = modality_shares(trace.features[self.reliability].float(), available)
         fused = (maps * share[:, :, :, None, None, None]).sum(1, keepdim=True)
         every = torch.cat([fused, maps], 1).flatten(1, 2)

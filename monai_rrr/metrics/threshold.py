@@ -68,7 +68,7 @@ def apply_threshold(
         - heatmap, brain: ``XYZ``, axial slices along the last axis; slice_gate: ``Z``.
 
     Raises:
-        ValueError: When shapes do not match, the heatmap is not finite, or the spacing is missing.
+        ValueError: When shapes do not match, the heatmap or a number is not finite, or the spacing is missing.
 
     Example:
         >>> heatmap = np.zeros((4, 4, 2))
@@ -77,6 +77,8 @@ def apply_threshold(
         array([4, 0])
     """
     values = as_heatmap(heatmap)
+    if not np.isfinite([threshold, min_area_mm2]).all():
+        raise ValueError(f"threshold and least area expected finite numbers, got {threshold} and {min_area_mm2}")
     mask: NDArray[np.bool_] = values > np.float32(threshold)
     if brain is not None:
         mask &= as_voxels(brain, values.shape, "brain")

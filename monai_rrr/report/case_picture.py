@@ -27,7 +27,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from monai_rrr.report.case_view import CaseView, load_case_view
-from monai_rrr.report.pictures import render, style
+from monai_rrr.report.pictures import FAINT, opacity, render, style, visible_from
 from monai_rrr.utils.enums import REGIONS
 from monai_rrr.utils.files import atomic_write, safe_name
 
@@ -35,9 +35,6 @@ __all__ = ["case_figure", "write_case_picture"]
 
 PRED, TRUTH = "#E69F00", "#56B4E9"
 CMAP = "inferno"
-FAINT = 0.1
-"""Evidence up to this is not drawn."""
-
 TITLES = {"t1": "T1", "t1c": "T1 contrast", "t2": "T2", "flair": "FLAIR"}
 BACKGROUND = {
     "WT": ("flair", "t2", "t1c", "t1"),
@@ -104,7 +101,7 @@ def _coronal(axes: NDArray[Any], view: CaseView) -> None:
         image = view.images[name]
         _image(axis, image[::-1, index].T, image, view, (0, 2))
         axis.set_title("WT, coronal", fontsize=9)
-    _overlay(axes[0], view.heatmaps["WT"][::-1, index].T, view, (0, 2))
+    _overlay(axes[0], view.heatmaps["WT"][::-1, index].T, view.heatmaps["WT"], view, (0, 2))
     _contour(axes[1], view.pred["WT"][::-1, index].T, PRED, "solid")
     if mask is not None:
         _contour(axes[1], mask[::-1, index].T, TRUTH, "dashed")
@@ -119,7 +116,7 @@ def _legends(figure: Figure, view: CaseView) -> None:
     figure.legend(handles=lines, loc="outside lower left", ncols=2, fontsize=9)
     scale = ScalarMappable(Normalize(0, 1), CMAP)
     bar = figure.colorbar(scale, ax=figure.axes, location="right", shrink=0.4, aspect=30, pad=0.01)
-    bar.set_label(f"heatmap: evidence for the region (drawn above {FAINT})")
+    bar.set_label(f"heatmap: evidence for the region (drawn from {FAINT} above the median of the brain)")
 
 
 def background(view: CaseView, region: str) -> str:
@@ -144,12 +141,12 @@ def _image(axis: Axes, plane: Plane, volume: Plane, view: CaseView, axes: tuple[
 
 
 def _heat(axis: Axes, view: CaseView, heatmap: Plane, index: int) -> None:
-    _overlay(axis, _axial(heatmap, index), view, (0, 1))
+    _overlay(axis, _axial(heatmap, index), heatmap, view, (0, 1))
 
 
-def _overlay(axis: Axes, plane: Plane, view: CaseView, axes: tuple[int, int]) -> None:
-    opacity = np.clip((plane - FAINT) * 1.5, 0.0, 0.8)
-    axis.imshow(plane, cmap=CMAP, vmin=0, vmax=1, alpha=opacity, **_layout(view, axes))
+def _overlay(axis: Axes, plane: Plane, heatmap: Plane, view: CaseView, axes: tuple[int, int]) -> None:
+    shown = opacity(plane, visible_from(heatmap, view.brain))
+    axis.imshow(plane, cmap=CMAP, vmin=0, vmax=1, alpha=shown, **_layout(view, axes))
 
 
 def _contour(axis: Axes, mask: Plane, color: str, line: str) -> None:

@@ -64,6 +64,12 @@ class CaseView:
         x, y, z = (float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))
         return x, y, z
 
+    @property
+    def brain(self) -> NDArray[np.bool_]:
+        """``XYZ``: where any image is not 0."""
+        inside: NDArray[np.bool_] = np.any([image != 0 for image in self.images.values()], axis=0)
+        return inside
+
     def slice_of(self, region: str) -> int:
         """Axial slice with the largest true area; without any truth, the one with the most evidence in the heatmap."""
         area = self.truth[region].sum((0, 1)) if region in self.truth else np.zeros(1)

@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,9 @@ from monai_rrr.attribution.normalize import normalize_max
 from monai_rrr.attribution.score import ClassScore, volume_score
 from monai_rrr.data.geometry import MAX_DISPLACEMENT, corner_displacement
 from monai_rrr.data.nifti import NiftiVolume, read_verified
-from monai_rrr.errors import DataError
+from monai_rrr.errors import DataError, InferenceError
 from monai_rrr.inferers.heatmap import explain_image
+from monai_rrr.utils.nifti_file import header_geometry
 
 __all__ = ["Explanation", "explain_network", "mri_preprocessing", "read_image"]
 
@@ -44,12 +45,17 @@ class Explanation:
         affine: 4x4, voxel index to mm in RAS, that of the given image.
         class_idx: the T explained classes.
         logits: what the network returned, ``K``, or ``KHWD`` on the grid that the network saw.
+        header: where the header of the image's file puts its voxels, see
+            :func:`~monai_rrr.utils.nifti_file.header_geometry`; empty when the image is from no file.
+        inputs: modality -> SHA-256 of its file.
     """
 
     heatmap: np.ndarray[Any, np.dtype[np.float32]]
     affine: np.ndarray[Any, np.dtype[np.float64]]
     class_idx: tuple[int, ...]
     logits: np.ndarray[Any, np.dtype[np.float32]]
+    header: tuple[float, ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_image(case: Mapping[str, Any], modalities: Sequence[str]) -> MetaTensor:
@@ -60,7 +66,8 @@ def read_image(case: Mapping[str, Any], modalities: Sequence[str]) -> MetaTensor
         modalities: names, in the order of the input channels of the network.
 
     Returns:
-        ``MHWD``, float32, with the affine of the first modality.
+        ``MHWD``, float32, with the affine of the first modality; its meta data hold ``case_id``, ``source_header`` and
+        ``source_sha256``.
 
     Raises:
         DataError: When a modality is missing, damaged, or on another grid than the first one.
@@ -83,7 +90,12 @@ def read_image(case: Mapping[str, Any], modalities: Sequence[str]) -> MetaTensor
             raise DataError("affine-mismatch", message, case_id=case_id, field=name, path=path)
         images.append(image)
     stack = np.stack([image.array.astype(np.float32) for image in images])
-    return MetaTensor(torch.from_numpy(stack), affine=torch.from_numpy(images[0].affine.copy()))
+    meta = {
+        "case_id": case_id,
+        "source_header": tuple(header_geometry(images[0].header).tolist()),
+        "source_sha256": {name: image.sha256 for name, image in zip(modalities, images, strict=True)},
+    }
+    return MetaTensor(torch.from_numpy(stack), affine=torch.from_numpy(images[0].affine.copy()), meta=meta)
 
 
 def mri_preprocessing(spacing: float | None = None, divisible: int = 32) -> Compose:
@@ -127,7 +139,7 @@ def explain_network(
     ``spacing`` in the preprocessing when they are too large.
 
     Args:
-        network: any module that maps ``1MHWD`` to logits; should be in evaluation mode. It is moved to ``device``.
+        network: any module that maps ``1MHWD`` to logits; explained in evaluation mode. It is moved to ``device``.
         image: ``MHWD`` with an affine, such as of :func:`read_image`.
         layer: name of the layer to explain; :func:`~monai_rrr.attribution.find_layers` lists candidates.
         class_idx: classes to explain. Default: the predicted one; needed for segmentation networks.
@@ -145,6 +157,7 @@ def explain_network(
     Raises:
         ValueError: When layer or classes don't fit the network, or the preprocessing can't be undone.
         DataError: When the image is 0 everywhere.
+        InferenceError: When logits or heatmaps are not finite, or memory is short.
 
     Example:
         >>> image = MetaTensor(torch.rand(1, 9, 8, 7), affine=torch.diag(torch.tensor([-1.0, -1.0, 2.0, 1.0])))
@@ -152,8 +165,9 @@ def explain_network(
         >>> explain_network(network, image, "0", [0, 2], preprocessing=mri_preprocessing(divisible=4)).heatmap.shape
         (2, 9, 8, 7)
     """
+    case_id = image.meta.get("case_id")
     if not bool((image != 0).any()):
-        raise DataError("image-empty", "expected an image with values other than 0, got none")
+        raise DataError("image-empty", "expected an image with values other than 0, got none", case_id=case_id)
     # a copy: transforms such as NormalizeIntensity may write into what they are given
     source = MetaTensor(image.as_tensor().clone(), affine=image.affine.clone())
     prepare = mri_preprocessing() if preprocessing is None else preprocessing
@@ -161,7 +175,12 @@ def explain_network(
     attribute = GradCAM(layer, relu=relu, score=score, reshape=reshape)
     classes = (class_idx,) if isinstance(class_idx, int) else class_idx
     batch = seen.as_tensor()[None].to(device)
-    heatmap, explained, logits = explain_image(batch, network.to(device), attribute, classes)
+    try:
+        heatmap, explained, logits = explain_image(batch, network.to(device), attribute, classes)
+    except InferenceError as error:
+        raise InferenceError(
+            error.code, error.message, case_id=case_id, field=error.field, hint=error.hint
+        ) from error.__cause__
     if normalize is not None:
         heatmap = normalize(heatmap)
     there = MetaTensor(heatmap[0].cpu(), affine=seen.affine, applied_operations=seen.applied_operations)
@@ -175,4 +194,6 @@ def explain_network(
         affine=np.asarray(image.affine, dtype=np.float64),
         class_idx=tuple(explained[0].tolist()),
         logits=logits[0].float().cpu().numpy(),
+        header=image.meta.get("source_header", ()),
+        inputs=image.meta.get("source_sha256", {}),
     )

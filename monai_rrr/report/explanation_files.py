@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_rrr.metrics.threshold import apply_threshold, label_free_threshold
-from monai_rrr.report.case_picture import CMAP, FAINT, PRED, TITLES
+from monai_rrr.report.case_picture import CMAP, PRED, TITLES
 from monai_rrr.report.explain import Explanation
-from monai_rrr.report.pictures import render, style
-from monai_rrr.utils.files import atomic_write, safe_name
+from monai_rrr.report.pictures import opacity, render, style, visible_from
+from monai_rrr.utils.checks import check_heatmaps
+from monai_rrr.utils.files import safe_name
+from monai_rrr.utils.nifti_file import affine_geometry, nifti_bytes
+from monai_rrr.utils.provenance import Provenance, write_results
 
 __all__ = ["explanation_figure", "write_explanation"]
 
@@ -37,12 +39,18 @@ Array = NDArray[Any]
 
 
 def write_explanation(
-    explanation: Explanation, image: Tensor, case_id: str, out: str | Path, modalities: Sequence[str]
+    explanation: Explanation,
+    image: Tensor,
+    case_id: str,
+    out: str | Path,
+    modalities: Sequence[str],
+    provenance: Provenance | None = None,
 ) -> list[Path]:
-    """Write ``<out>/<case>/<case>_heatmap_class<k>.nii.gz``, ``<case>_mask_class<k>.nii.gz`` and ``<case>.png``.
+    """Write ``<case>_heatmap_class<k>.nii.gz``, ``<case>_mask_class<k>.nii.gz``, a picture and a record.
 
+    In ``<out>/<case>``: the picture is ``<case>.png``, the record ``<case>_provenance.json``; all or none.
     Heatmaps are float32, masks uint8 (1: evidence above Otsu's threshold of the heatmap in the brain, which is where
-    the image is not 0). Both have the grid and the affine of the image.
+    the image is not 0). Both lie where the image lies, for every reader.
 
     Args:
         explanation: of :func:`~monai_rrr.report.explain.explain_network`.
@@ -50,25 +58,28 @@ def write_explanation(
         case_id: gives the names.
         out: folder, made when missing.
         modalities: names of the channels.
+        provenance: what the explanation was made with.
 
     Returns:
-        The files.
+        The files, the record last.
+
+    Raises:
+        InferenceError: ``heatmap-not-finite``.
     """
+    classes = [f"class {index}" for index in explanation.class_idx]
+    check_heatmaps(explanation.heatmap, case_id=case_id, regions=classes)
     stem = safe_name(case_id)
-    folder = Path(out) / stem
     channels = np.asarray(image, dtype=np.float32)
     brain = (channels != 0).any(0)
     masks = [apply_threshold(one, label_free_threshold(one, brain), brain=brain) for one in explanation.heatmap]
-    files = []
+    geometry = explanation.header or affine_geometry(explanation.affine)
+    contents: dict[str, bytes] = {}
     for index, heatmap, mask in zip(explanation.class_idx, explanation.heatmap, masks, strict=True):
-        for kind, array in (("heatmap", heatmap.astype(np.float32)), ("mask", mask.astype(np.uint8))):
-            files.append(folder / f"{stem}_{kind}_class{index}.nii.gz")
-            atomic_write(files[-1], _nifti(array, explanation.affine))
+        contents[f"_heatmap_class{index}.nii.gz"] = nifti_bytes(heatmap.astype(np.float32), geometry)
+        contents[f"_mask_class{index}.nii.gz"] = nifti_bytes(mask.astype(np.uint8), geometry)
     with style():
-        picture = render(explanation_figure(explanation, channels, masks, modalities), "png", 110)
-    files.append(folder / f"{stem}.png")
-    atomic_write(files[-1], picture)
-    return files
+        contents[".png"] = render(explanation_figure(explanation, channels, masks, modalities), "png", 110)
+    return write_results(Path(out) / stem, stem, contents, provenance or Provenance(), explanation.inputs)
 
 
 def explanation_figure(
@@ -93,11 +104,12 @@ def explanation_figure(
     for row, (index, heatmap, mask) in enumerate(zip(explanation.class_idx, explanation.heatmap, masks, strict=True)):
         evidence, outline = _turned(heatmap, turn), _turned(mask, turn)
         depth = int(evidence.sum((0, 1)).argmax())
+        start = visible_from(heatmap, (channels != 0).any(0))
         for axis, image, name in zip(axes[row], images, modalities, strict=True):
             axis.set_axis_off()
             axis.imshow(_plane(image, depth), cmap="gray", vmax=_bright(image), **layout)
             shown = _plane(evidence, depth)
-            axis.imshow(shown, cmap=CMAP, vmin=0, vmax=1, alpha=np.clip((shown - FAINT) * 1.5, 0, 0.8), **layout)
+            axis.imshow(shown, cmap=CMAP, vmin=0, vmax=1, alpha=opacity(shown, start), **layout)
             if outline[:, :, depth].any():
                 axis.contour(_plane(outline, depth).astype(float), levels=[0.5], colors=[PRED], linewidths=1.2)
             axis.set_title(f"class {index}, {TITLES.get(name, name)}, slice {depth}")
@@ -116,11 +128,3 @@ def _plane(array: Array, index: int) -> Array:
 def _bright(image: Array) -> float:
     values = image[image != 0]
     return float(np.percentile(values, 99.5)) if values.size else 1.0
-
-
-def _nifti(array: Array, affine: Array) -> bytes:
-    image = nib.Nifti1Image(array, affine)
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
-    image.header.set_xyzt_units("mm")
-    return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)

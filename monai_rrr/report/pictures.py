@@ -25,13 +25,17 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from monai_rrr.utils.enums import REGIONS
 
-__all__ = ["curves_figure", "data_uri", "scores_figure", "style"]
+__all__ = ["curves_figure", "data_uri", "opacity", "scores_figure", "style", "visible_from"]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Okabe and Ito's palette: told apart with any color vision."""
+
+FAINT = 0.1
+"""Evidence is drawn from this above the background of its map."""
 
 _STYLE = {
     "font.size": 9.0,
@@ -54,6 +58,32 @@ def style() -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(cast(Any, _STYLE))
         yield
+
+
+def visible_from(heatmap: NDArray[Any], brain: NDArray[np.bool_]) -> float:
+    """Return the value from which evidence of a map is drawn: 0.1 above its background, the median in the brain.
+
+    Sigmoid maps have a background of 0.3 to 0.4 that would cover the whole brain; it is the same for a whole volume, so
+    that its slices can be compared.
+
+    Args:
+        heatmap: in [0, 1], larger is more evidence.
+        brain: same shape.
+
+    Example:
+        >>> heatmap = np.full((4, 4, 4), 0.375)
+        >>> heatmap[0] = 0.9
+        >>> visible_from(heatmap, np.ones((4, 4, 4), dtype=bool))
+        0.475
+    """
+    background = float(np.median(heatmap[brain])) if brain.any() else 0.0
+    return background + FAINT
+
+
+def opacity(plane: NDArray[Any], start: float) -> NDArray[Any]:
+    """Return how much evidence covers the image: 0 up to `start`, then growing to 0.8 halfway to 1."""
+    shown: NDArray[Any] = np.clip((plane - start) * 1.5 / max(1 - start, 1e-3), 0.0, 0.8)
+    return shown
 
 
 def data_uri(figure: Figure, kind: str = "png", dpi: int = 110) -> str:

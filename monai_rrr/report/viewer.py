@@ -22,6 +22,7 @@ from nilearn.plotting import view_img
 
 from monai_rrr.report.case_picture import background
 from monai_rrr.report.case_view import CaseView
+from monai_rrr.report.pictures import visible_from
 
 __all__ = ["viewer_html"]
 
@@ -29,7 +30,7 @@ FINEST = 2.0
 _OUTSIDE = re.compile(r"<link\b[^>]*>", re.IGNORECASE)
 
 
-def viewer_html(view: CaseView, region: str = "WT", threshold: float = 0.1) -> str:
+def viewer_html(view: CaseView, region: str = "WT", threshold: float | None = None) -> str:
     """Fused heatmap of a region over the modality that shows it best, as a page of its own, by nilearn.
 
     Scripts and pictures are inside the page. The patient's left is on the left, as marked. Finer images are thinned out
@@ -38,7 +39,7 @@ def viewer_html(view: CaseView, region: str = "WT", threshold: float = 0.1) -> s
     Args:
         view: case with its results.
         region: heatmap to show.
-        threshold: evidence below this is transparent.
+        threshold: evidence below this is transparent. Default: that of the pictures.
     """
     step = [max(1, round(FINEST / s)) for s in view.spacing]
     thin = tuple(slice(None, None, n) for n in step)
@@ -47,7 +48,7 @@ def viewer_html(view: CaseView, region: str = "WT", threshold: float = 0.1) -> s
     page = view_img(
         nib.Nifti1Image(heatmap, affine),
         bg_img=nib.Nifti1Image(image, affine),
-        threshold=threshold,
+        threshold=visible_from(view.heatmaps[region], view.brain) if threshold is None else threshold,
         vmin=0,
         vmax=1,
         symmetric_cmap=False,

@@ -14,19 +14,24 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, SaveImage, Transform
+from monai.transforms import MapTransform, Transform
 from torch import Tensor, nn
 
+from monai_rrr.errors import InferenceError
 from monai_rrr.transforms.regions import to_labels
 from monai_rrr.transforms.source_grid import to_source_grid
+from monai_rrr.utils.checks import check_heatmaps
 from monai_rrr.utils.conventions import LabelConvention
 from monai_rrr.utils.enums import MODALITIES, REGIONS
 from monai_rrr.utils.files import safe_name
+from monai_rrr.utils.nifti_file import affine_geometry, nifti_bytes
+from monai_rrr.utils.provenance import Provenance, write_results
 
 __all__ = ["HeatmapToLabeld", "HeatmapToSourced", "SaveHeatmapsd"]
 
@@ -38,6 +43,9 @@ class HeatmapToSourced(MapTransform):
 
     Args:
         keys: heatmaps, ``K H W D`` or ``(1+M) K H W D``; they become ``MetaTensor`` with ``X Y Z`` of the source file.
+
+    Raises:
+        InferenceError: ``heatmap-not-finite``.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -47,6 +55,7 @@ class HeatmapToSourced(MapTransform):
         affine = torch.as_tensor(np.asarray(geometry["source_affine"], dtype=np.float64))
         for key in self.key_iterator(result):
             heatmap = torch.as_tensor(data[key]).float()
+            check_heatmaps(heatmap, case_id=str(data["case_id"]))
             flat = to_source_grid(heatmap.flatten(0, heatmap.ndim - 4), geometry)
             moved = torch.from_numpy(flat).clamp(0, 1).unflatten(0, heatmap.shape[:-3])
             # with an extension, as SaveImage takes what follows the last dot of a case id for one and cuts it off
@@ -69,7 +78,7 @@ class HeatmapToLabeld(Transform):
         output_key: where the label map goes, ``1 X Y Z`` uint8.
 
     Raises:
-        ValueError: When a heatmap is not finite.
+        InferenceError: ``heatmap-not-finite``, or ``operating-point``, when that is not finite.
     """
 
     def __init__(
@@ -82,13 +91,16 @@ class HeatmapToLabeld(Transform):
         heatmap = data[self.key]
         fused = torch.as_tensor(heatmap)
         fused = fused[0] if fused.ndim == 5 else fused
-        if not torch.isfinite(fused).all():
-            raise ValueError(f"heatmaps of case {data.get('case_id')} have values that are not finite: no mask is made")
+        case_id = None if data.get("case_id") is None else str(data["case_id"])
+        check_heatmaps(fused, case_id=case_id)
         affine = np.asarray(heatmap.affine, dtype=np.float64)
         axial = int(np.argmax(np.abs(affine[2, :3] / np.linalg.norm(affine[:3, :3], axis=0))))
         plane = [axis for axis in range(3) if axis != axial]
         area_of_voxel = float(np.prod(np.linalg.norm(affine[:3, plane], axis=0)))
         points = cast(Tensor, self.network.operating_point).detach().cpu()
+        if not torch.isfinite(points).all():
+            message = f"expected finite thresholds and areas, got {points.tolist()}"
+            raise InferenceError("operating-point", message, case_id=case_id, hint="calibrate the network again")
         mask = fused > points[:, 0].view(-1, 1, 1, 1)
         area = mask.sum([1 + axis for axis in plane], keepdim=True) * area_of_voxel
         mask = mask & (area >= points[:, 1].view(-1, 1, 1, 1))
@@ -102,8 +114,9 @@ class HeatmapToLabeld(Transform):
 class SaveHeatmapsd(Transform):
     """Write the label map, the fused heatmap of every region and, if there, those of every modality as NIfTI files.
 
-    ``<output_dir>/<case>/<case>_pred.nii.gz``, ``<case>_heatmap_<region>.nii.gz`` and
-    ``<case>_heatmap_<modality>_<region>.nii.gz``, by MONAI's ``SaveImage`` with the affine of the input.
+    ``<output_dir>/<case>/<case>_pred.nii.gz``, ``<case>_heatmap_<region>.nii.gz``,
+    ``<case>_heatmap_<modality>_<region>.nii.gz`` and, last, ``<case>_provenance.json``; all of them or none. The same
+    input gives the same bytes. Every reader places the voxels as it places those of the input, by its codes and units.
 
     Args:
         output_dir: created when missing.
@@ -111,6 +124,10 @@ class SaveHeatmapsd(Transform):
         label_key: label map.
         regions: names of the classes.
         modalities: names of the modalities; absent ones (all 0) are not written.
+        provenance: what to record beside the results.
+
+    Raises:
+        InferenceError: ``heatmap-not-finite``.
     """
 
     def __init__(
@@ -120,30 +137,31 @@ class SaveHeatmapsd(Transform):
         label_key: str = "label_map",
         regions: Sequence[str] = REGIONS,
         modalities: Sequence[str] = MODALITIES,
+        provenance: Provenance | None = None,
     ) -> None:
         self.output_dir, self.key, self.label_key = output_dir, key, label_key
         self.regions, self.modalities = tuple(regions), tuple(modalities)
+        self.provenance = provenance or Provenance()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the files and return the data."""
         heatmap = data[self.key]
+        case_id = str(data["case_id"])
         maps = torch.as_tensor(heatmap)
         maps = maps if maps.ndim == 5 else maps[None]
+        check_heatmaps(maps, case_id=case_id, modalities=self.modalities, regions=self.regions)
+        arrays: dict[str, Tensor] = {}
         if self.label_key in data:
-            self._save(torch.as_tensor(data[self.label_key]), heatmap, "pred")
-        for group, name in enumerate(("", *(f"{m}_" for m in self.modalities))[: len(maps)]):
+            arrays["pred"] = torch.as_tensor(data[self.label_key])[0].to(torch.uint8)
+        for group, name in enumerate(["", *(f"{m}_" for m in self.modalities)][: len(maps)]):
             if group and not maps[group].any():
                 continue
             for index, region in enumerate(self.regions):
-                self._save(maps[group, index][None], heatmap, f"heatmap_{name}{region}")
+                arrays[f"heatmap_{name}{region}"] = maps[group, index].float()
+        header = data.get("source_header")
+        geometry = affine_geometry(heatmap.affine) if header is None else header
+        contents = {f"_{name}.nii.gz": nifti_bytes(array.cpu().numpy(), geometry) for name, array in arrays.items()}
+        inputs = {name: digest for name, digest in data.get("source_sha256", {}).items() if digest}
+        stem = safe_name(case_id)
+        write_results(Path(self.output_dir) / stem, stem, contents, self.provenance, inputs)
         return dict(data)
-
-    def _save(self, array: torch.Tensor, like: MetaTensor, postfix: str) -> None:
-        writer = SaveImage(
-            self.output_dir,
-            output_postfix=postfix,
-            output_dtype=np.uint8 if array.dtype == torch.uint8 else np.float32,
-            resample=False,
-            print_log=False,
-        )
-        writer(MetaTensor(array, meta=dict(like.meta)))

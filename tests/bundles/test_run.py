@@ -43,7 +43,10 @@ def check_outputs(folder: Path, source: Path, modalities: tuple[str, ...] = ()) 
     case = folder.name
     names = [f"heatmap_{region}" for region in REGIONS]
     names += [f"heatmap_{modality}_{region}" for modality in modalities for region in REGIONS]
-    assert sorted(p.name for p in folder.iterdir()) == sorted(f"{case}_{n}.nii.gz" for n in ["pred", *names])
+    record = f"{case}_provenance.json"
+    written = [f"{case}_{n}.nii.gz" for n in ["pred", *names]]
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*written, record])
+    assert set(json.loads((folder / record).read_text())["outputs"]) == set(written)
     for name in ["pred", *names]:
         image = nib.load(folder / f"{case}_{name}.nii.gz")
         assert image.shape == like.shape

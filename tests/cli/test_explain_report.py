@@ -61,7 +61,8 @@ def test_explain_any_network(case: Path, network: list[str], tmp_path: Path) -> 
     assert code == 0, errors
     names = ["heatmap_class0.nii.gz", "mask_class0.nii.gz", "heatmap_class2.nii.gz", "mask_class2.nii.gz"]
     folder = tmp_path / case.name
-    assert text.split() == [*(str(folder / f"{case.name}_{name}") for name in names), str(folder / f"{case.name}.png")]
+    files = [*(f"{case.name}_{name}" for name in names), f"{case.name}.png", f"{case.name}_provenance.json"]
+    assert text.split() == [str(folder / name) for name in files]
     source = nib.load(case / f"{case.name}_flair.nii.gz")
     written = nib.load(folder / f"{case.name}_heatmap_class2.nii.gz")
     assert written.shape == source.shape

@@ -17,6 +17,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
+from monai_rrr.errors import InferenceError
 from monai_rrr.inferers import SlabHeatmapInferer
 from monai_rrr.networks import MultimodalCAMNet
 
@@ -78,7 +79,7 @@ def test_modes_come_back_also_after_a_failure():
     assert len(set(modes)) == 2
     SlabHeatmapInferer(4)(make_image(), network)
     assert [module.training for module in network.modules()] == modes
-    with pytest.raises(ValueError, match="values that are not finite"):
+    with pytest.raises(InferenceError, match=r"\[heatmap-not-finite\] field WT: expected finite values, got 120 NaN"):
         SlabHeatmapInferer(4)(torch.full((1, 2, 6, 4, 5), torch.nan), network)
     assert [module.training for module in network.modules()] == modes
     network.eval()
@@ -139,5 +140,5 @@ def test_exception():
     network = MultimodalCAMNet(channels=(4,))
     with torch.no_grad():
         network.head.bias.fill_(torch.nan)
-    with pytest.raises(ValueError, match=r"heatmaps have [0-9]+ values that are not finite"):
+    with pytest.raises(InferenceError, match=r"\[heatmap-not-finite\] field WT: expected finite values, got 64 NaN"):
         SlabHeatmapInferer(4)(torch.rand(1, 4, 4, 4, 4), network)

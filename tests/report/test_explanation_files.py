@@ -40,6 +40,7 @@ def test_files_have_values_and_geometry(explanation: Explanation, tmp_path: Path
     assert [path.relative_to(tmp_path).as_posix() for path in files] == [
         *(f"a%2Fb/a%2Fb_{name}" for name in names),
         "a%2Fb/a%2Fb.png",
+        "a%2Fb/a%2Fb_provenance.json",
     ]
     heatmap, mask = nib.load(files[0]), nib.load(files[1])
     assert (heatmap.get_data_dtype(), mask.get_data_dtype()) == (np.float32, np.uint8)
@@ -53,7 +54,7 @@ def test_files_have_values_and_geometry(explanation: Explanation, tmp_path: Path
 
 
 def test_picture_has_one_row_per_class(explanation: Explanation, tmp_path: Path) -> None:
-    path = write_explanation(explanation, torch.ones(2, 12, 10, 8), "a", tmp_path, ("t1", "flair"))[-1]
+    path = write_explanation(explanation, torch.ones(2, 12, 10, 8), "a", tmp_path, ("t1", "flair"))[-2]
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         assert picture.height > picture.width

@@ -23,6 +23,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from torch import nn
 
 from monai_rrr.data import load_datalist, make_brain_box
+from monai_rrr.errors import InferenceError
 from monai_rrr.metrics.threshold import apply_threshold
 from monai_rrr.transforms import HeatmapToLabeld, HeatmapToSourced, SaveHeatmapsd, WholeVolumed
 
@@ -75,9 +76,10 @@ def test_files_have_the_geometry_of_the_input(tmp_path, name):
     folder = tmp_path / "out" / "case-1"
     names = {f"case-1_{stem}.nii.gz" for stem in ("pred", *(f"heatmap_{r}" for r in ("WT", "TC", "ET")))}
     names |= {f"case-1_heatmap_t1_{r}.nii.gz" for r in ("WT", "TC", "ET")}
-    assert {path.name for path in folder.iterdir()} == names, "absent modalities are not written"
+    written = {path.name for path in folder.iterdir()}
+    assert written == names | {"case-1_provenance.json"}, "absent modalities are not written"
     truth = SimpleITK.ReadImage(str(source))
-    for path in folder.iterdir():
+    for path in map(folder.joinpath, sorted(names)):
         written, other = nib.load(path), SimpleITK.ReadImage(str(path))
         assert written.shape == image.shape
         np.testing.assert_allclose(written.affine, image.affine, atol=1e-4)
@@ -143,7 +145,9 @@ def test_case_ids_never_collide_or_leave_the_folder(tmp_path):
 
 def test_no_mask_is_made_of_values_that_are_not_finite():
     heatmap = MetaTensor(torch.full((3, 2, 2, 2), torch.nan), affine=torch.eye(4))
-    with pytest.raises(ValueError, match="heatmaps of case a have values that are not finite: no mask is made"):
+    with pytest.raises(
+        InferenceError, match=r"\[heatmap-not-finite\] case a, field WT: .* got 8 NaN .* no mask is made"
+    ):
         HeatmapToLabeld(Net(), "brats2018")({"pred": heatmap, "case_id": "a"})
 
 
