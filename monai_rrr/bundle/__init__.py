@@ -13,8 +13,17 @@
 
 from __future__ import annotations
 
-from .document import read_document
+from .document import read_document, walk
 from .folder import content_hash
-from .gate import Refusal, check_bundle, check_content, pass_gate
+from .gate import Refusal, check_bundle, check_content, check_network, pass_gate
 
-__all__ = ["Refusal", "check_bundle", "check_content", "content_hash", "pass_gate", "read_document"]
+__all__ = [
+    "Refusal",
+    "check_bundle",
+    "check_content",
+    "check_network",
+    "content_hash",
+    "pass_gate",
+    "read_document",
+    "walk",
+]

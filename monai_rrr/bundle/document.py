@@ -58,9 +58,9 @@ def read_document(path: str | Path) -> dict[Any, Any]:
         for _ in walk(content):
             pass
     except RecursionError as error:
-        raise ConfigError("config-unreadable", "expected fewer levels", path=path) from error
+        raise ConfigError("config-unreadable", "expected a YAML or JSON config with fewer levels", path=path) from error
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        message = f"expected a configuration in JSON or YAML, got {type(error).__name__}: {error}"
+        message = f"expected a YAML or JSON config, got {type(error).__name__}: {error}"
         raise ConfigError("config-unreadable", message, path=path) from error
     return content
 

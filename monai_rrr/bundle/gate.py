@@ -29,7 +29,7 @@ from monai_rrr.bundle.policy import ENDINGS, LOCATED
 from monai_rrr.errors import ConfigError, DataError
 from monai_rrr.utils.files import contained
 
-__all__ = ["Refusal", "check_bundle", "check_content", "import_names", "pass_gate"]
+__all__ = ["Refusal", "check_bundle", "check_content", "check_network", "import_names", "pass_gate"]
 
 METADATA = "metadata.json"
 COMMAND_LINE = "command line"
@@ -37,6 +37,7 @@ COMMAND_LINE = "command line"
 _KEY = re.compile(r"\+?[\w .\-/]+((::|#)[\w .\-/]+)*")
 _TARGET = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*")
 _MODES = ("default", "callable")
+_NETWORKS = ("monai.networks.", "monai_rrr.networks.", "torch.nn.")
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,29 @@ def check_content(
     return refusals
 
 
+def check_network(content: Mapping[Any, Any], file: str) -> list[Refusal]:
+    """Return what is refused in entries that define a network: expressions, macros, and all targets but networks.
+
+    Args:
+        content: the entries.
+        file: name for the refusals.
+    """
+    refusals = []
+    for keys, value in _walk_bounded(content):
+        if not isinstance(value, str):
+            continue
+        if value.startswith(("$", "%")):
+            refusals.append(Refusal(file, _pointer(keys), f"'{value}' is an expression or a macro"))
+        elif keys[-1] == "_target_":
+            try:
+                if not resolve_target(value).canonical.startswith(_NETWORKS):
+                    refusals.append(Refusal(file, _pointer(keys), f"'{value}' is no network"))
+            except RefusedError:  # named by check_content
+                pass
+    named = {refusal.key for refusal in refusals}
+    return refusals + [refusal for refusal in check_content(content, file) if refusal.key not in named]
+
+
 def import_names(documents: Mapping[str, Mapping[Any, Any]]) -> tuple[dict[str, str], list[Refusal]]:
     """Return the dotted name by name that import statements bind, and those statements that are refused."""
     aliases: dict[str, str] = {}
@@ -226,12 +250,7 @@ def _faults(keys: tuple[Any, ...], value: Any, aliases: Mapping[str, str], data:
         last = re.split("::|#", str(keys[-1]))[-1] if keys else ""
         if keys and isinstance(keys[-1], str) and not data and not _KEY.fullmatch(keys[-1]):
             raise RefusedError("a key holds other signs than letters, digits, '_', '-', '.', '/' and spaces")
-        if isinstance(value, dict):
-            if keys and str(keys[-1]).startswith("+"):
-                raise RefusedError("'+' merges lists only; name the entries of a mapping one by one")
-            if "_target_" in value:
-                yield from _component_faults(value)
-        elif last == "_target_":
+        if last == "_target_":
             if not isinstance(value, str) or not _TARGET.fullmatch(value):
                 raise RefusedError(f"expected the name of a class or function, got {value!r}")
             resolve_target(value)
@@ -239,6 +258,11 @@ def _faults(keys: tuple[Any, ...], value: Any, aliases: Mapping[str, str], data:
             raise RefusedError(f"expected one of {', '.join(_MODES)}, got {value!r}")
         elif last == "_debug_" and value:
             raise RefusedError("it starts a debugger")
+        elif isinstance(value, dict):
+            if keys and str(keys[-1]).startswith("+"):
+                raise RefusedError("'+' merges lists only; name the entries of a mapping one by one")
+            if "_target_" in value:
+                yield from _component_faults(value)
         elif isinstance(value, str):
             _check_text(value, aliases, data)
     except RefusedError as error:

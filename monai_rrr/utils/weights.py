@@ -20,7 +20,7 @@ from monai_rrr.errors import CheckpointError
 
 __all__ = ["check_weights"]
 
-_ENDINGS = (".pt", ".pth", ".ckpt", ".safetensors", ".onnx", ".bin")
+_ENDINGS = (".pkl", ".pickle", ".joblib", ".dill", ".npy", ".npz", ".ts", ".pt2", ".pte", ".zip", ".tar", ".gz", ".so")
 _STARTS = {b"\x93NUMPY": "a NumPy array", b"\x1f\x8b": "a gzip archive", b"\x7fELF": "a program", b"MZ": "a program"}
 _PICKLE, _OLD_TORCH = b"\x80", b"\x80\x02\x8a\nl\xfc\x9cF"  # torch.save before 1.6 begins with this number
 _HINT = "save the weights alone, torch.save(network.state_dict(), path)"
@@ -38,8 +38,8 @@ def check_weights(path: str | Path) -> None:
         CheckpointError: ``checkpoint-format``.
     """
     path = Path(path)
-    if path.suffix.lower() not in _ENDINGS:
-        _refuse(path, f"expected a file of weights ({', '.join(_ENDINGS)}), got '{path.suffix}'")
+    if path.suffix.lower() in _ENDINGS and not path.name.lower().endswith(".pth.tar"):
+        _refuse(path, f"expected a file of tensors, such as model.pt, got '{path.suffix}'")
     with path.open("rb") as file:
         start = file.read(8)
     for magic, what in _STARTS.items():
