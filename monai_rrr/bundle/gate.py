@@ -350,10 +350,10 @@ def _walk_bounded(content: Mapping[Any, Any]) -> Iterable[tuple[tuple[Any, ...],
 
 
 def _name(path: Path, home: Path) -> str:
-    try:
-        return path.resolve().relative_to(home.resolve()).as_posix()
-    except ValueError:
-        return str(path)
+    for file, folder in ((path, home), (path.resolve(), home.resolve())):
+        if file.is_relative_to(folder):
+            return file.relative_to(folder).as_posix()
+    return str(path)
 
 
 def _pointer(keys: Sequence[Any]) -> str:
