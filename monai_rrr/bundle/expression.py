@@ -55,7 +55,7 @@ def is_import(text: str) -> bool:
     if "import" not in text:
         return False
     try:
-        body = ast.parse(text[1:]).body
+        body = ast.parse(_normal(text)).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return bool(body) and isinstance(body[0], (ast.Import, ast.ImportFrom))
@@ -67,11 +67,13 @@ def imported(text: str) -> tuple[str, str]:
     Raises:
         RefusedError: When it imports something that is not allowed.
     """
-    body = ast.parse(text[1:]).body
+    body = ast.parse(_normal(text)).body
     statement = body[0]
     if len(body) != 1 or not isinstance(statement, (ast.Import, ast.ImportFrom)) or len(statement.names) != 1:
         raise RefusedError("expected one import of one name")
     alias = statement.names[0]
+    if (alias.asname or alias.name).startswith("_"):
+        raise RefusedError(f"'{alias.asname or alias.name}' is a private name")
     if isinstance(statement, ast.Import):
         if not is_open(alias.name):
             raise RefusedError(f"the module '{alias.name}' is not on the list of allowed modules")
@@ -82,6 +84,11 @@ def imported(text: str) -> tuple[str, str]:
     if not (is_open(name) and isinstance(sys.modules.get(name), ModuleType)):
         resolve(name)
     return alias.asname or alias.name, name
+
+
+def _normal(text: str) -> str:
+    """Return the code of an expression as MONAI reads it, which takes the old separator for the new one everywhere."""
+    return text[1:].replace("#", "::")
 
 
 def check_constant(text: str) -> None:
@@ -211,8 +218,8 @@ class _Checker:
             self._setting(node)
             return
         for keyword in node.keywords:
-            if keyword.arg is None:
-                raise RefusedError("'**' is not allowed in calls")
+            if keyword.arg is None or keyword.arg == "file":
+                raise RefusedError(f"'{keyword.arg or '**'}' is not allowed in calls")
             self._visit(keyword.value)
         for argument in node.args:
             self._visit(argument)

@@ -119,6 +119,9 @@ def check_bundle(
     metadata = home / "configs" / METADATA
     documents, found = _read_all(home, [*([metadata] if metadata.is_file() else []), *map(Path, configs)], base)
     refusals = _check_folder(home) + found
+    if configs and Path(configs[0]).resolve().parent != (home / "configs").resolve():
+        reason = "expected the first configuration in the bundle's configs: MONAI takes all else from its folder"
+        refusals.append(Refusal(_name(Path(configs[0]), home), "", reason, final=True))
     if overrides:
         documents[COMMAND_LINE] = dict(overrides)
         refusals += [fault for fault, _ in _macro_files(COMMAND_LINE, documents[COMMAND_LINE], home, base) if fault]
@@ -275,12 +278,24 @@ def _check_text(text: str, aliases: Mapping[str, str], data: bool) -> None:
             raise RefusedError("expected a description, got an expression")
         if not is_import(text):  # import statements are checked before all else
             check_expression(text, aliases)
-    elif text.startswith(("@", "%")):
-        identities = re.split("::|#", text[1:])
-        if "imports" in identities:
-            raise RefusedError("it refers to imports")
+    elif text.startswith("%") or re.fullmatch(r"@(\w|::|#)*", text):
+        _check_reference(text)
     elif not data:
         check_constant(text)
+
+
+def _check_reference(text: str) -> None:
+    """Refuse what stands for imported modules, or for a whole configuration, which holds them."""
+    path, identity = ConfigParser.split_path_id(text[1:])
+    if path and text.startswith("@"):
+        path, identity = "", text[1:].replace("#", "::")
+    parts = identity.split("::")
+    if "imports" in parts:
+        raise RefusedError(f"'{text}' refers to imports")
+    if not parts[-1]:
+        raise RefusedError(
+            f"'{text}' refers to a whole configuration; name an entry, as in '{text[0]}file.json::entry'"
+        )
 
 
 def _component_faults(component: Mapping[Any, Any]) -> Iterable[str]:

@@ -130,7 +130,10 @@ SINGLE = {
 # Parameters that look a name up, and switches: only these values. A callable with such a parameter is a component of
 # its own, with literal values, and never part of an expression.
 LOCATED: dict[str, tuple[Any, ...]] = {
-    "reader": ("ITKReader", "NibabelReader", "NumpyReader", "NrrdReader", "PILReader", "PydicomReader", "WSIReader"),
+    "reader": (
+        *(f"{name}Reader" for name in ("ITK", "Nibabel", "Numpy", "Nrrd", "PIL", "Pydicom", "WSI")),
+        *("cuCIM", "cucim", "OpenSlide", "openslide", "TiffFile", "tifffile"),
+    ),
     "writer": ("ITKWriter", "NibabelWriter", "PILWriter"),
     "merger_cls": ("AvgMerger",),
 }

@@ -31,8 +31,8 @@ __all__ = ["RUN_SETTINGS", "run"]
 
 RUN_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-_RESERVED = ("config_file", "meta_file", "logging_file", "args_file", "tracking", "properties_path")
-_RESERVED = (*_RESERVED, "workflow", "workflow_name", "workflow_type")
+# Arguments of MONAI's `run` itself: each of them would bring in a file or a class that the gate has not seen.
+_RESERVED = ("config_file", "meta_file", "logging_file", "args_file", "properties_path", "tracking", "workflow_name")
 
 
 @guarded

@@ -173,16 +173,15 @@ def test_s4_metadata_are_checked(bundle: Path) -> None:
 
 def test_s4_overrides_are_checked(bundle: Path) -> None:
     found = refusals(bundle, **{"x": "$os.mkdir('canary')", "load::_target_": "os.mkdir", "y": "%../z.json"})
-    assert sorted(text.split(":")[0] for text in found) == [f"command line /{key}" for key in ("load", "x", "y")]
+    assert sorted({text.split(":")[0] for text in found}) == [f"command line /{key}" for key in ("load", "x", "y")]
 
 
 @pytest.mark.parametrize("key", ["load::reader", "load#reader"])
 def test_s4_an_overlay_that_changes_an_argument_is_seen_after_merging(bundle: Path, key: str) -> None:
     write(bundle / "configs" / "overlay.json", {key: "os.mkdir"})
-    assert refusals(bundle, "overlay.json") == [
-        "merged train.json, overlay.json /load: 'reader' must be 'ITKReader' or 'NibabelReader' or 'NumpyReader' or "
-        "'NrrdReader' or 'PILReader' or 'PydicomReader' or 'WSIReader', got 'os.mkdir'"
-    ]
+    (found,) = refusals(bundle, "overlay.json")
+    assert found.startswith("merged train.json, overlay.json /load: 'reader' must be 'ITKReader' or 'NibabelReader' or")
+    assert found.endswith(", got 'os.mkdir'")
 
 
 def test_an_overlay_that_changes_a_target_is_seen_after_merging(bundle: Path) -> None:
@@ -192,13 +191,21 @@ def test_an_overlay_that_changes_a_target_is_seen_after_merging(bundle: Path) ->
     assert "'path' must end in" in refusals(bundle, "overlay.json")[0]
 
 
+def test_s4_the_first_configuration_lies_in_the_bundle(bundle: Path, tmp_path: Path) -> None:
+    """MONAI takes metadata and logging from the folder of the first one: they would be other ones than were checked."""
+    other = write(tmp_path / "train.json", TRAIN)
+    (refusal,) = check_bundle(bundle, [other])
+    assert (refusal.file, refusal.final) == (str(other), True)
+    assert check_bundle(bundle, [bundle / "configs" / "train.json", write(tmp_path / "mine.json", {"epochs": 3})]) == []
+
+
 def test_an_overlay_that_does_not_fit_is_refused(bundle: Path) -> None:
     write(bundle / "configs" / "overlay.json", {"none::b": 1})
     assert "they can't be merged: KeyError" in refusals(bundle, "overlay.json")[0]
 
 
 @pytest.mark.parametrize(
-    "macro", ["%../evil.json::a", "%/etc/evil.json", "%evil#a.json", "%configs/absent.json", "%#x.yaml"]
+    "macro", ["%../evil.json::a", "%/etc/evil.json::a", "%evil#a.json::a", "%configs/absent.json::a", "%#x.yaml::a"]
 )
 def test_s4_macro_that_leaves_the_bundle_is_refused(bundle: Path, macro: str) -> None:
     write(bundle.parent / "evil.json", {"a": 1})
@@ -216,7 +223,7 @@ def test_s4_macro_that_leaves_the_bundle_by_a_link_is_refused(bundle: Path) -> N
 
 def test_s4_file_of_a_macro_is_checked_too(bundle: Path) -> None:
     write(bundle / "configs" / "train.json", {**TRAIN, "x": "%configs/part.json::a"})
-    write(bundle / "configs" / "part.json", {"a": {"lr": 1}, "b": "%configs/more.yaml"})
+    write(bundle / "configs" / "part.json", {"a": {"lr": 1}, "b": "%configs/more.yaml::c"})
     write(bundle / "configs" / "more.yaml", "c: 1\n")
     assert refusals(bundle) == []
     write(bundle / "configs" / "more.yaml", "c: [{_target_: os.mkdir, path: canary}]\n")
