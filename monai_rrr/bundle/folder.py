@@ -27,7 +27,7 @@ from monai_rrr.utils.weights import check_weights
 
 __all__ = ["code_files", "content_hash", "foreign_links", "logging_faults", "weight_faults"]
 
-_CODE = (*all_suffixes(), ".pyw", ".pyx", ".pth.py", ".egg", ".whl", ".sh", ".exe", ".dll", ".dylib")
+_CODE = (*all_suffixes(), ".pyw", ".pyd", ".so", ".dll", ".dylib", ".sh", ".bat", ".exe")
 _OUTPUT = "eval"
 _LARGEST = 1 << 16
 _LOGGERS = ("StreamHandler", "logging.StreamHandler", "NullHandler", "logging.NullHandler", "logging.Formatter")
@@ -76,8 +76,8 @@ def foreign_links(folder: Path) -> list[tuple[Path, str]]:
     return [(path, "it is a link out of the bundle") for path in links if not path.resolve().is_relative_to(root)]
 
 
-def weight_faults(folder: Path) -> list[tuple[Path, str]]:
-    """List weights that no manifest covers, whose content is another, or that are no file of tensors."""
+def weight_faults(folder: Path) -> list[CheckpointError]:
+    """Return an error for each folder whose weights no manifest covers, are other ones, or are no files of tensors."""
     found = []
     for place in sorted({path.parent for path in _files(folder) if path.suffix.lower() in WEIGHT_SUFFIXES}):
         if _OUTPUT in place.relative_to(folder).parts:
@@ -87,7 +87,7 @@ def weight_faults(folder: Path) -> list[tuple[Path, str]]:
             for path in sorted(path for path in place.iterdir() if path.suffix.lower() in WEIGHT_SUFFIXES):
                 check_weights(path)
         except CheckpointError as error:
-            found.append((Path(error.path or place), error.message))
+            found.append(error)
     return found
 
 

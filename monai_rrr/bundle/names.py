@@ -172,11 +172,10 @@ def _parameters(value: Any) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1)
 def _short_names() -> dict[str, tuple[str, ...]]:
-    """Modules of MONAI by the short names of what they define, from the table that MONAI itself uses."""
+    """Modules by the short names of what they define, from the table that MONAI itself uses, for MONAI's own names."""
     import monai.bundle
 
     locator = monai.bundle.ComponentLocator()
     locator.get_component_module_name("")
     table = locator._components_table or {}
-    own = {name: tuple(module for module in modules if _within(module, ("monai",))) for name, modules in table.items()}
-    return {name: modules for name, modules in own.items() if modules}
+    return {name: tuple(modules) for name, modules in table.items() if any(_within(one, ("monai",)) for one in modules)}

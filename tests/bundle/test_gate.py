@@ -250,6 +250,11 @@ def test_s3_weights_are_compared_with_their_manifest(bundle: Path) -> None:
 def test_s3_weights_without_a_manifest_are_refused(bundle: Path) -> None:
     torch.save({"w": torch.ones(2)}, bundle / "models" / "model.pt")
     assert refusals(bundle) == ["models/model.pt: expected a manifest.json with its SHA-256 beside it, got none"]
+    train, digest = bundle / "configs" / "train.json", content_hash(bundle)
+    pass_gate(bundle, [train], trust=digest)
+    torch.save({"w": torch.zeros(2)}, bundle / "models" / "model.pt")
+    with pytest.raises(ConfigError, match="bundle-hash"):
+        pass_gate(bundle, [train], trust=digest)
 
 
 def test_trust_lets_reviewed_code_through_until_anything_changes(bundle: Path) -> None:

@@ -86,7 +86,7 @@ def test_s1_pickle_in_a_bundle_is_refused_before_it_is_read(canary: Path, tmp_pa
     (tmp_path / "configs" / "train.json").write_text('{"run": []}')
     torch.save(Canary(canary), tmp_path / "models" / "model.pt")
     (refusal,) = check_bundle(tmp_path, [tmp_path / "configs" / "train.json"])
-    assert (refusal.file, refusal.final) == ("models/model.pt", True)
+    assert (refusal.file, refusal.reason[:24]) == ("models/model.pt", "expected a manifest.json")
     assert not canary.exists()
 
 
