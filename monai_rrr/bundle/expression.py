@@ -115,7 +115,10 @@ def check_expression(text: str, aliases: Mapping[str, str]) -> None:
     Raises:
         RefusedError: With the reason.
     """
-    _Checker({**PRELOADED, **aliases}).check(_parse(text))
+    try:
+        _Checker({**PRELOADED, **aliases}).check(_parse(text))
+    except RecursionError as error:
+        raise RefusedError("it is nested too deeply") from error
 
 
 def last_text(text: str) -> str | None:

@@ -35,6 +35,8 @@ METADATA = "metadata.json"
 COMMAND_LINE = "command line"
 
 _KEY = re.compile(r"\+?[\w .\-/]+((::|#)[\w .\-/]+)*")
+_PLAIN_KEY = re.compile(r"\w+((::|#)\w+)*")
+_RELATIVE = re.compile(r"[@%](::|#)")
 _TARGET = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*")
 _MODES = ("default", "callable")
 _NETWORKS = ("monai.networks.", "monai_rrr.networks.", "torch.nn.")
@@ -272,6 +274,12 @@ def _faults(keys: tuple[Any, ...], value: Any, aliases: Mapping[str, str], data:
             if "_target_" in value:
                 yield from _component_faults(value)
         elif isinstance(value, str):
+            if (
+                value.startswith("$")
+                and _RELATIVE.search(value)
+                and not all(_PLAIN_KEY.fullmatch(str(k)) for k in keys)
+            ):
+                raise RefusedError("a relative reference under keys with other signs than letters, digits and '_'")
             _check_text(value, aliases, data)
     except RefusedError as error:
         yield str(error)

@@ -28,8 +28,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fire.parser import DefaultParseValue
-
 import monai_rrr
 from monai_rrr.errors import ConfigError
 
@@ -93,6 +91,8 @@ def config_files(bundle: Path, names: Sequence[str]) -> list[Path]:
 
 def plain_value(text: str) -> Any:
     """Read a value of the command line as ``monai.bundle`` does, which uses ``fire``: Python literals, else text."""
+    from fire.parser import DefaultParseValue
+
     return DefaultParseValue(text)
 
 

@@ -241,6 +241,7 @@ EXPRESSIONS = {
     "two lines": "$1\n2",
     "too long": "$" + "1+" * 2000 + "1",
     "too deep": "$" + "(" * 400 + "1" + ")" * 400,
+    "too nested": "$" + "~" * 1900 + "1",
     "no expression": "$",
     "null": "$'\0'",
     "awaiting": "$[x async for x in y]",
@@ -257,6 +258,7 @@ CORPUS: dict[str, tuple[dict[str, Any], str]] = {
     "whole configuration by reference": ({"x": "@"}, "/x"),
     "import under a private name": ({"imports": ["$import os as __local_refs"]}, "/imports/0"),
     "import behind a separator": ({"imports": ["$import os#x"]}, "/imports/0"),
+    "key of a relative reference": ({"x.y": {"a": 1, "b": "$[1][@#a]"}}, "/x.y/b"),
     "reference to imports": ({"a": "@imports::0"}, "/a"),
     "macro of imports": ({"a": "%imports::0"}, "/a"),
     **{f"expression: {name}": ({**BOUND, "a": [text]}, "/a/0") for name, text in EXPRESSIONS.items()},
@@ -309,7 +311,7 @@ def test_monai_alone_runs_code_that_stands_in_a_key(canary: Path) -> None:
     entry = {"k": 0, "k or os.mkdir('CANARY') or 0": {"a": 0, "b": "$[0][@#a]"}}
     config = armed({"imports": ["$import os"], "x": entry}, canary)
     refusals = check_content(config, "train.json")
-    assert [refusal.reason[:5] for refusal in refusals] == ["a key"]
+    assert [refusal.reason[:5] for refusal in refusals] == ["a key", "a rel"]
     assert not canary.exists()
     with contextlib.suppress(Exception):
         ConfigParser(config).get_parsed_content(f"x::{list(config['x'])[1]}::b")
