@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,25 +72,6 @@ def test_help_says_what_goes_in_and_gives_an_example() -> None:
     output = run("--help").output
     assert "Example: monai-rrr run brats_mri_equivariant_cam " in output
     assert "--trust" in output
-
-
-@pytest.mark.slow
-def test_several_processes_run_a_bundle(bundle: Path, tmp_path: Path) -> None:
-    content = {
-        "imports": ["$import torch.distributed as dist"],
-        "initialize": ["$dist.init_process_group(backend='gloo')"],
-        "run": ["$print(f'rank {dist.get_rank()} of {dist.get_world_size()}')"],
-        "finalize": ["$dist.destroy_process_group()"],
-    }
-    (bundle / "configs" / "train.json").write_text(json.dumps(content))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    arguments = [*launcher, "-m", "monai_rrr", "run", str(bundle)]
-    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    assert sorted(line for line in done.stdout.splitlines() if line.startswith("rank")) == [
-        "rank 0 of 2",
-        "rank 1 of 2",
-    ]
 
 
 def test_code_is_refused_by_file_and_key_and_with_the_hash(bundle: Path, tmp_path: Path) -> None:
