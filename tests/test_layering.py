@@ -26,7 +26,7 @@ LAYER = {
     "__init__": 0,
     "errors": 0,
     "utils": 1,
-    **dict.fromkeys(("attribution", "losses", "transforms", "metrics", "data"), 2),
+    **dict.fromkeys(("attribution", "losses", "transforms", "metrics", "data", "bundle"), 2),
     **dict.fromkeys(("networks", "objectives"), 3),
     **dict.fromkeys(("engines", "inferers", "handlers"), 4),
     "report": 5,

@@ -25,6 +25,7 @@ from .demo import demo
 from .explain import explain
 from .phantom import phantom
 from .report import report
+from .run import RUN_SETTINGS, run
 from .tags import tags
 from .verify import verify
 
@@ -69,6 +70,7 @@ app.command()(verify)
 app.command()(tags)
 app.command()(explain)
 app.command()(report)
+app.command(context_settings=RUN_SETTINGS)(run)
 
 
 def main() -> None:

@@ -10,24 +10,39 @@
 # limitations under the License.
 
 
-"""Run a bundle as ``python -m monai.bundle run`` in a process of its own, with a bar that is read off its files."""
+"""Run a bundle as ``python -m monai.bundle run`` in a process of its own, with a bar that is read off its files.
+
+It goes through the gate first: ``--bundle`` may name the folder of somebody else.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import monai_rrr
 from monai_rrr.errors import ConfigError
 
 from .console import progress
 
-__all__ = ["EVALUATE", "TRAIN", "evaluated", "find_bundle", "run_bundle", "trained"]
+__all__ = [
+    "EVALUATE",
+    "TRAIN",
+    "config_files",
+    "evaluated",
+    "find_bundle",
+    "plain_value",
+    "run_bundle",
+    "trained",
+]
 
 TRAIN = ("train.yaml",)
 EVALUATE = ("train.yaml", "evaluate.yaml")
@@ -47,11 +62,38 @@ def find_bundle(name: str) -> Path:
         ConfigError: ``bundle-missing``.
     """
     repository = Path(monai_rrr.__file__).resolve().parents[1]
-    for folder in (Path(name), Path("bundles") / name, repository / "bundles" / name):
-        if (folder / "configs" / "metadata.json").is_file():
-            return folder.resolve()
+    with suppress(ValueError, OSError):  # such as a name with a NUL, or one that is too long
+        for folder in (Path(name), Path("bundles") / name, repository / "bundles" / name):
+            if (folder / "configs" / "metadata.json").is_file():
+                return folder.resolve()
     hint = "bundles come with the source: clone the repository, or give the path of a bundle's folder"
     raise ConfigError("bundle-missing", f"expected a bundle's folder, got {name!r}", hint=hint)
+
+
+def config_files(bundle: Path, names: Sequence[str]) -> list[Path]:
+    """Return configuration files given by name, such as ``train``, in the bundle's ``configs``, or by path.
+
+    Raises:
+        ConfigError: ``config-missing``.
+    """
+    files = []
+    for name in names:
+        endings = ("", ".yaml", ".yml", ".json")
+        choice = [bundle / "configs" / f"{name}{ending}" for ending in endings] + [Path(name)]
+        try:
+            files.append(next(path for path in choice if path.is_file()))
+        except (StopIteration, ValueError, OSError):  # such as a name with a NUL, or one that is too long
+            present = sorted(path.stem for path in (bundle / "configs").glob("*.*") if path.stem != "metadata")
+            message = f"expected a configuration out of {', '.join(present)}, got {name!r}"
+            raise ConfigError("config-missing", message, path=bundle / "configs") from None
+    return files
+
+
+def plain_value(text: str) -> Any:
+    """Read a value of the command line as ``monai.bundle`` does, which uses ``fire``: Python literals, else text."""
+    from fire.parser import DefaultParseValue
+
+    return DefaultParseValue(text)
 
 
 def trained(folder: Path) -> tuple[int, int]:
@@ -90,14 +132,26 @@ def run_bundle(
         state: called twice a second: (done, total), total 0 while unknown.
 
     Raises:
+        ConfigError: When the gate refuses the bundle.
         RuntimeError: With the end of the log, when the process fails.
     """
+    from monai_rrr.bundle import pass_gate
+
+    plain = {key: plain_value(str(value)) for key, value in options.items()}
+    pass_gate(bundle, config_files(bundle, configs), plain, base=bundle)
     files = [f"configs/{name}" for name in configs]
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files), "--bundle_root", "."]
     command += [word for key, value in options.items() for word in (f"--{key}", str(value))]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as file, progress(what) as step:
-        process = subprocess.Popen(command, cwd=bundle, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command,
+            cwd=bundle,
+            env={**os.environ, "PYTHONSAFEPATH": "1"},  # no module is taken from the bundle's folder
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
         try:
             while process.poll() is None:
                 time.sleep(_POLL)

@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-from monai.networks import nets
 from torch import Tensor, nn
 
+from monai_rrr.bundle import check_network, read_document, walk
 from monai_rrr.errors import CheckpointError, ConfigError
+from monai_rrr.utils.weights import check_weights
 
 __all__ = ["load_network", "load_weights"]
 
-ALLOWED = ("monai.networks.", "monai_rrr.networks.", "torch.nn.")
 WRAPPERS = ("state_dict", "model", "network", "net", "model_state_dict")
 
 
@@ -51,13 +51,11 @@ def load_network(
         CheckpointError: When the weights can't be read or don't fit.
     """
     path = Path(config)
-    try:
-        content = ConfigParser.load_config_file(str(path))
-    except Exception as error:  # the parsers of YAML and JSON have no common error
-        raise ConfigError("config-unreadable", f"expected a YAML or JSON config, got {error}", path=path) from error
-    if not isinstance(content, dict) or network_id not in content:
-        found = sorted(content) if isinstance(content, dict) else type(content).__name__
-        raise ConfigError("config-entry", f"expected an entry '{network_id}', got {found}", path=path)
+    content = read_document(path)
+    if network_id not in content:
+        raise ConfigError(
+            "config-entry", f"expected an entry '{network_id}', got {sorted(map(str, content))}", path=path
+        )
     if not trust_code:
         content = _plain_part(content, network_id, path)
     try:
@@ -84,9 +82,11 @@ def load_weights(network: nn.Module, checkpoint: str | Path) -> None:
         checkpoint: ``.pt`` or ``.pth`` file.
 
     Raises:
-        CheckpointError: When the file can't be read, holds no weights, or does not fit.
+        CheckpointError: When the file can't be read, is a program or a pickle, holds no weights, or does not fit.
     """
     path = Path(checkpoint)
+    if path.is_file():
+        check_weights(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has no common error for damaged, foreign and forbidden files
@@ -122,30 +122,16 @@ def _plain_part(content: Mapping[str, Any], network_id: str, path: Path) -> dict
         if key not in content:
             raise ConfigError("config-entry", f"expected an entry '{key}' to refer to, there is none", path=path)
         part[key] = content[key]
-        for name, text in _strings(content[key], key):
-            if text.startswith("@"):
-                wanted.append(re.split("::|#", text[1:])[0])
-            elif text.startswith(("$", "%")) or (name == "_target_" and not _allowed(text)):
-                hint = "if you trust the file, allow code"
-                raise ConfigError(
-                    "config-code", f"expected plain values and networks, got '{text}'", path=path, hint=hint
-                )
+        wanted += [re.split("::|#", text[1:])[0] for text in _strings(content[key]) if text.startswith("@")]
+    refusals = check_network(part, path.name)
+    if refusals:
+        message = "expected plain values and networks, got" + "".join(f"\n  - {refusal}" for refusal in refusals)
+        raise ConfigError("config-code", message + "\n", path=path, hint="if you trust the file, allow code")
     return part
 
 
-def _allowed(target: str) -> bool:
-    return target.startswith(ALLOWED) or isinstance(getattr(nets, target, None), type)
-
-
-def _strings(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, str):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _strings(item, str(key))
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _strings(item, name)
+def _strings(value: Any) -> Iterator[str]:
+    return (text for _, text in walk({"": value}) if isinstance(text, str))
 
 
 def _state(content: Any) -> dict[str, Tensor] | None:
