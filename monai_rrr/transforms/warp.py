@@ -249,4 +249,5 @@ def _resample_slices(x: Tensor, theta: Tensor, mode: str) -> Tensor:
     flipped = torch.stack([row.flip(-1) if matrix[2, 2] < 0 else row for row, matrix in zip(x, theta, strict=True)])
     planes = flipped.movedim(-1, 2).flatten(1, 2)
     moved = _resample(planes, theta[:, :2, [0, 1, 3]], mode)
-    return moved.unflatten(1, (x.shape[1], x.shape[-1])).movedim(2, -1)
+    volumes: Tensor = moved.unflatten(1, (x.shape[1], x.shape[-1])).movedim(2, -1)
+    return volumes
