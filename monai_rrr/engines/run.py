@@ -238,7 +238,8 @@ def _run(trainer: Trainer, drive: _Drive, checkpoint: Checkpointer | None) -> No
         logger.error("training stopped in iteration %d: %s", trainer.state.iteration, type(error).__name__)
         if checkpoint is not None and trainer.state.iteration > 0 and not isinstance(error, CheckpointError):
             try:
-                checkpoint.save(trainer, crash=None if drive.between else type(error).__name__)
+                whole = drive.between and trainer.state.iteration == drive.done
+                checkpoint.save(trainer, crash=None if whole else type(error).__name__)
             except Exception as second:  # the first error is the one to report
                 logger.error("its state can't be saved: %s", second)
         trainer.state.iteration = drive.done

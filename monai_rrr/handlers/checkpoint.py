@@ -212,7 +212,7 @@ class TrainingCheckpoint:
 
     def _start_anew(self, found: list[Path]) -> None:
         if _status(found[0]) != "completed":
-            message = f"expected an empty folder, got a training that stopped after iteration {_iteration(found[0])}"
+            message = f"expected an empty folder, got an unfinished training: iteration {_iteration(found[0])}"
             hint = "go on with resume true, or take another folder, or delete this one"
             raise CheckpointError("run-unfinished", message, path=self.folder, hint=hint)
         logger.warning("checkpoints of the completed training in %s are replaced", self.folder)

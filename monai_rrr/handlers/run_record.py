@@ -79,7 +79,7 @@ class RunRecord:
         self._before = state["seconds"]
 
     def _interrupt(self, engine: Engine) -> None:
-        self._before = self.state_dict()["seconds"]
+        self._before, self._begin = self.state_dict()["seconds"], time.perf_counter()
         self._write(engine, {"status": "interrupted", "seconds": round(self._before, 1)})
 
     def _start(self, engine: Engine) -> None:
