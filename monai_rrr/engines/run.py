@@ -76,7 +76,7 @@ def run(
         trainer: MONAI trainer; its handlers are attached.
         seed: of everything that is random after the network was made.
         checkpoint: says what is saved and where, and whether to resume; None: nothing is saved.
-        lock: taken by the first process while training, such as :class:`~monai_rrr.utils.lock.RunLock`.
+        lock: held while training, such as :class:`~monai_rrr.utils.lock.RunLock`.
         loader_timeout: seconds without a batch after which a worker process counts as hanging.
 
     Raises:
@@ -199,7 +199,7 @@ class _Signals:
 def _begin(
     trainer: Trainer, checkpoint: Checkpointer | None, lock: AbstractContextManager[Any] | None, stack: ExitStack
 ) -> bool:
-    if lock is not None and idist.get_rank() == 0:
+    if lock is not None:
         stack.enter_context(lock)
     return checkpoint is not None and checkpoint.prepare(trainer)
 

@@ -63,7 +63,8 @@ class TrainingCheckpoint:
     Args:
         folder: for the files, of this run alone. All processes of a run must see it.
         objects: name -> anything with ``state_dict`` and ``load_state_dict``: network (unwrapped), optimizer, schedule,
-            and each handler or averaged network that has a state.
+            and averaged network, if there is one.
+        handlers: those of the trainer. Each one that has a state is kept, too, under the name of its class.
         settings: plain values that decide what the training does. A resumed run must have the same.
         cases: training cases; only a hash of their ids is kept, and must be the same.
         every: iterations between checkpoints; 0 for the end of each epoch only, which gets one in any case.
@@ -81,6 +82,7 @@ class TrainingCheckpoint:
         self,
         folder: str | Path,
         objects: Mapping[str, Any],
+        handlers: Sequence[Any] = (),
         settings: Mapping[str, Any] | None = None,
         cases: Sequence[Mapping[str, Any]] = (),
         *,
@@ -93,6 +95,10 @@ class TrainingCheckpoint:
         if keep < 2 or every < 0:
             raise ValueError(f"expected keep of at least 2 and every of at least 0, got {keep} and {every}")
         self.folder, self.objects = Path(folder), dict(objects)
+        for index, handler in enumerate(handlers):
+            if hasattr(handler, "state_dict") and hasattr(handler, "load_state_dict"):
+                name = type(handler).__name__
+                self.objects[f"{name}_{index}" if name in self.objects else name] = handler
         self.settings = _flat(settings or {})
         if cases:
             ids = json.dumps([str(case["case_id"]) for case in cases])

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from ignite import distributed as idist
 from monai.utils import optional_import
 
 from monai_rrr.errors import TrainingError
@@ -45,8 +46,8 @@ class RunLock:
         folders: folders of the run; made when they do not exist.
 
     Raises:
-        TrainingError: ``run-folder-locked``, on entering, when another process holds one of them; ``run-folder``, when
-            a folder can't be written.
+        TrainingError: From ``acquire``: ``run-folder-locked``, when another process holds one of them;
+            ``run-folder``, when a folder can't be written.
 
     Example:
         >>> import tempfile
@@ -58,22 +59,32 @@ class RunLock:
         self.folders = tuple(dict.fromkeys(Path(folder) for folder in folders))
         self._files: list[IO[str]] = []
 
-    def __enter__(self) -> RunLock:
-        """Take the lock on every folder, or on none."""
+    def acquire(self) -> None:
+        """Take the lock on every folder, or on none, unless it is held; with several processes, the first takes it."""
+        if self._files or idist.get_rank() != 0:
+            return
         try:
             for folder in self.folders:
                 self._files.append(_locked(folder))
         except BaseException:
-            self.__exit__(None, None, None)
+            self.release()
             raise
+
+    def release(self) -> None:
+        """Let go."""
+        while self._files:
+            self._files.pop().close()
+
+    def __enter__(self) -> RunLock:
+        """Acquire."""
+        self.acquire()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let go."""
-        while self._files:
-            self._files.pop().close()
+        """Release."""
+        self.release()
 
 
 def _locked(folder: Path) -> IO[str]:

@@ -38,8 +38,8 @@ FORMAT = "monai_rrr tensors"
 def write_tensors(path: str | Path, content: Any, about: Mapping[str, Any] | None = None) -> None:
     """Write tensors and plain values, with a manifest beside the file: its name and SHA-256.
 
-    At every moment, also when the process is killed, the file is one that its manifest accepts: the content before or
-    the content after. MONAI's ``CheckpointSaver`` can't be used for this: it writes in place, and ignite's
+    At every moment, also when the process is killed, the file is one that its manifest accepts, with the content before
+    or the content after; a file that did not exist before exists once its manifest does. MONAI's ``CheckpointSaver`` can't be used for this: it writes in place, and ignite's
     ``Checkpoint`` behind it deletes the old file before it writes the new one (ignite 0.5.5, MONAI 1.6.1).
 
     Args:
@@ -57,13 +57,14 @@ def write_tensors(path: str | Path, content: Any, about: Mapping[str, Any] | Non
     with write_errors(path):
         try:
             digest = atomic_write(staged, partial(torch.save, content))
-            # Until the new file has its name, both contents are right.
-            write_manifest(path, [*_known(path), digest], about)
+            before = _known(path)
+            if before:  # until the new file has its name, both contents are right
+                write_manifest(path, [*before, digest], about)
             os.replace(staged, path)
         except BaseException:
             staged.unlink(missing_ok=True)
             raise
-        # Flushes the folder, too, and forgets the old content.
+        # Flushes the folder, too.
         write_manifest(path, [digest], about)
 
 

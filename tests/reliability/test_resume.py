@@ -416,7 +416,8 @@ def test_m6_a_long_history_holds_no_graph(tiny: Any, tmp_path: Path) -> None:
 def test_a_new_training_does_not_touch_an_unfinished_one(tiny: Any, tmp_path: Path) -> None:
     interrupt(tiny.Training(tmp_path), 7)
     before = {path: path.read_bytes() for path in (tmp_path / "resume").iterdir()}
-    with pytest.raises(CheckpointError, match=r"run-unfinished.*got an unfinished training: iteration 7 Hint: go on with resume"):
+    message = r"run-unfinished.*got an unfinished training: iteration 7 Hint: go on with resume"
+    with pytest.raises(CheckpointError, match=message):
         tiny.Training(tmp_path).run()
     assert {path: path.read_bytes() for path in (tmp_path / "resume").iterdir()} == before
 

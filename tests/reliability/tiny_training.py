@@ -97,6 +97,7 @@ class Training:
         seed: of everything.
         delay: seconds that each step takes longer.
         data: instead of the samples of this file.
+        samples: how many of these.
         sampler: makes the sampler of the data set; with it, the network is wrapped for several processes.
         loader_timeout: see :func:`monai_rrr.engines.run`.
         options: of the checkpoint.
@@ -112,6 +113,7 @@ class Training:
         seed: int = 0,
         delay: float = 0.0,
         data: Any = None,
+        samples: int = SAMPLES,
         sampler: Any = None,
         loader_timeout: float = 60.0,
         **options: Any,
@@ -121,8 +123,8 @@ class Training:
         self.network = Net(0.2 if augment else 0.0)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), 1e-2)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, 1e-2, total_steps=epochs * 5)
-        samples = data or Dataset([sample(i) for i in range(SAMPLES)], augmentation() if augment else None)
-        order = {"shuffle": shuffle} if sampler is None else {"sampler": sampler(samples)}
+        data = data or Dataset([sample(i) for i in range(samples)], augmentation() if augment else None)
+        order = {"shuffle": shuffle} if sampler is None else {"sampler": sampler(data)}
         parallel = nn.parallel.DistributedDataParallel
         terms = {
             "classification": TagClassification(),
@@ -133,7 +135,7 @@ class Training:
         self.trainer = SupervisedTrainer(
             device=torch.device("cpu"),
             max_epochs=epochs,
-            train_data_loader=DataLoader(samples, batch_size=BATCH, num_workers=workers, **order),
+            train_data_loader=DataLoader(data, batch_size=BATCH, num_workers=workers, **order),
             network=self.network if sampler is None else parallel(self.network, broadcast_buffers=False),
             optimizer=self.optimizer,
             loss_function=objective if augment else Objective({"classification": TagClassification()}),
