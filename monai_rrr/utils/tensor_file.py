@@ -39,8 +39,9 @@ def write_tensors(path: str | Path, content: Any, about: Mapping[str, Any] | Non
     """Write tensors and plain values, with a manifest beside the file: its name and SHA-256.
 
     At every moment, also when the process is killed, the file is one that its manifest accepts, with the content before
-    or the content after; a file that did not exist before exists once its manifest does. MONAI's ``CheckpointSaver`` can't be used for this: it writes in place, and ignite's
-    ``Checkpoint`` behind it deletes the old file before it writes the new one (ignite 0.5.5, MONAI 1.6.1).
+    or the content after; a file that did not exist before exists once its manifest does. MONAI's ``CheckpointSaver``
+    can't be used for this: it writes in place, and ignite's ``Checkpoint`` behind it deletes the old file before it
+    writes the new one (ignite 0.5.5, MONAI 1.6.1).
 
     Args:
         path: where to write.

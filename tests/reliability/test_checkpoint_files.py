@@ -143,16 +143,17 @@ def test_t5_disk_full(tmp_path: Path, way: str) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    for target in ("resume/checkpoint_00000010.pt", "model.pt"):
+    writes = {
+        "resume/checkpoint_00000010.pt": lambda: checkpoint.save(engine_at(10)),
+        "model.pt": lambda: write_tensors(tmp_path / "model.pt", {"weight": torch.ones(1000)}),
+    }
+    for target, write in writes.items():
         message = rf"\[checkpoint-write\] file .*{target}: can't be written \(.*\); \d+ bytes are free there Hint: free"
         with small_files(1000 if way == "limit" else 1 << 30), pytest.MonkeyPatch.context() as patch:
             if way == "full":
                 patch.setattr(os, "fsync", full)
             with pytest.raises(CheckpointError, match=message):
-                if target == "model.pt":
-                    write_tensors(tmp_path / "model.pt", {"weight": torch.ones(1000)})
-                else:
-                    checkpoint.save(engine_at(10))
+                write()
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     checkpoint.save(engine_at(10))
     assert resumed(tmp_path / "resume") == 5

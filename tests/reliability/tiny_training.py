@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -44,7 +45,7 @@ from monai_rrr.networks import MultimodalCAMNet
 from monai_rrr.objectives import MutualLearning, Objective, Ramp, TagClassification, WithinModalEquivariance
 from monai_rrr.transforms.warp import RandomWarp
 from monai_rrr.utils.lock import RunLock
-from monai_rrr.utils.tensor_file import plain
+from monai_rrr.utils.tensor_file import plain, read_tensors
 
 SAMPLES, BATCH = 10, 2
 SIZE = (8, 8, 4)
@@ -180,6 +181,39 @@ class Training:
         for name, target in self.objects.items():
             _feed(digest, name, plain(target.state_dict()))
         return digest.hexdigest()
+
+
+class Forked:
+    """The tiny training in a child of this process, which says after each iteration how far it is."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.receiver, sender = multiprocessing.Pipe(duplex=False)
+
+        def work() -> None:
+            training = Training(folder, **options)
+            say = Events.ITERATION_COMPLETED
+            training.trainer.add_event_handler(say, lambda engine: sender.send(engine.state.iteration))
+            training.run()
+
+        self.process = multiprocessing.get_context("fork").Process(target=work)
+        self.process.start()
+        sender.close()
+
+    def kill(self, iteration: int, later: float = 0.0) -> None:
+        """Kill it some seconds after an iteration."""
+        while self.receiver.recv() < iteration:
+            pass
+        time.sleep(later)
+        self.process.kill()
+        self.process.join()
+
+
+def intact(folder: Path) -> list[int]:
+    """Iterations of the checkpoints of a folder, all of which must verify."""
+    found = []
+    for manifest in sorted((folder / "resume").glob("checkpoint_*.pt.json")):
+        found.append(read_tensors(manifest.with_suffix(""))["position"]["iteration"])
+    return found
 
 
 def _feed(digest: Any, name: str, value: Any) -> None:
