@@ -28,6 +28,7 @@ import logging
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -36,6 +37,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 from unittest.mock import patch
 
@@ -72,6 +74,8 @@ class Clock:
         self.open = False
 
     def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Take the time of a function, except inside of another part."""
+
         def timed(*arguments: Any, **options: Any) -> Any:
             if self.open:
                 return function(*arguments, **options)
@@ -87,16 +91,11 @@ class Clock:
 
 @contextmanager
 def clocked(clock: Clock) -> Iterator[None]:
-    from pydoc import locate
-
     patches = []
     for name, (_, target) in PARTS.items():
-        owner: Any = locate(target.rpartition(".")[0])
-        if not isinstance(owner, type) and callable(owner):  # a module with the name of its function
-            import sys
-
-            owner = sys.modules[target.rpartition(".")[0]]
-        attribute = target.rpartition(".")[2]
+        place, _, attribute = target.rpartition(".")
+        # engines.run is a module and a function of it; a class is no module.
+        owner: Any = sys.modules.get(place) or locate(place)
         patches.append(patch.object(owner, attribute, clock.around(name, getattr(owner, attribute))))
     for one in patches:
         one.start()
@@ -128,16 +127,12 @@ def measure(cases: int, epochs: int) -> dict[str, Any]:
         buffers = list(parser.get_parsed_content("network_def").buffers())
         parser.get_parsed_content("finalize")
         files = sum(len(case["modalities"]) for case in load_datalist(folder / "data", with_labels=False))
-    (
-        (_, first),
-        *_,
-    ) = ends[1:]
-    begin, last = ends[1][0], ends[-1][0]
+    # From the second epoch on, when the cache is full, to the beginning of the last one.
+    (begin, before), (last, after) = ends[1], ends[-1]
     count = len(ends) - 2
     epoch = (last - begin) / count
-    per_epoch = {
-        n: (ends[-1][1].get(n, 0.0) - first.get(n, 0.0)) / count for n, (k, _) in PARTS.items() if k == "epoch"
-    }
+    names = [name for name, (kind, _) in PARTS.items() if kind == "epoch"]
+    per_epoch = {name: (after.get(name, 0.0) - before.get(name, 0.0)) / count for name in names}
     per_epoch["guard, copies of buffers"] = trainer.state.epoch_length * copies(buffers)
     once = {n: clock.seconds[n] for n, (kind, _) in PARTS.items() if kind == "once"}
     training = epoch * demo_epochs

@@ -145,9 +145,9 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         "|---" * len(columns) + "|",
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
-        f"SIGKILL at random times, a checkpoint after every iteration: {kills['trials']} trials, "
-        f"{kills['unreadable']} without an intact checkpoint or with a damaged one; {kills['resumed']} of them resumed, "
-        f"{kills['different']} with another result than the uninterrupted training.",
+        "SIGKILL at random times, a checkpoint after every iteration: "
+        f"{kills['trials']} trials, {kills['unreadable']} without an intact checkpoint or with a damaged one; "
+        f"{kills['resumed']} of them resumed, {kills['different']} with another result than the uninterrupted training.",
         "",
         f"Bar (8 of 8 equal, 0 unreadable, 0 different): {'met' if result['bar_met'] else 'missed'}.",
     ]
