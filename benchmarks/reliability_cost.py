@@ -47,6 +47,8 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser
 
 import monai_rrr
+import monai_rrr.engines
+import monai_rrr.handlers
 from monai_rrr.data import derive_tags, generate_cohort, load_datalist, write_tags
 
 RESULTS = Path(__file__).parent / "results"

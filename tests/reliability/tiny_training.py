@@ -200,7 +200,7 @@ class Forked:
         sender.close()
 
     def kill(self, iteration: int, later: float = 0.0) -> None:
-        """Kill it some seconds after an iteration."""
+        """Kill it some seconds after an iteration, which may be before that iteration's checkpoint."""
         while self.receiver.recv() < iteration:
             pass
         time.sleep(later)
