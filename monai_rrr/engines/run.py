@@ -235,29 +235,35 @@ def _run(trainer: Trainer, drive: _Drive, checkpoint: Checkpointer | None) -> No
     try:
         trainer.run()
     except BaseException as error:
-        logger.error("training stopped in iteration %d: %s", trainer.state.iteration, type(error).__name__)
-        if checkpoint is not None and trainer.state.iteration > 0 and not isinstance(error, CheckpointError):
+        state = trainer.state
+        whole = drive.between and state.iteration == drive.done
+        logger.error("training stopped in iteration %d: %s", state.iteration, type(error).__name__)
+        if checkpoint is not None and state.iteration > 0 and not isinstance(error, CheckpointError):
             try:
-                whole = drive.between and trainer.state.iteration == drive.done
                 checkpoint.save(trainer, crash=None if whole else type(error).__name__)
             except Exception as second:  # the first error is the one to report
                 logger.error("its state can't be saved: %s", second)
-        trainer.state.iteration = drive.done
-        named = _loader_error(error)
-        if named is not None:
+        state.iteration = drive.done
+        named = _loader_error(error) if whole else None
+        if named is None:
+            raise
+        # A signal to the whole group ends the workers, too: this process was told to stop, and nothing is lost.
+        drive.stopped = drive.signals.received is not None
+        if not drive.stopped:
             raise named from error
-        raise
 
 
 def _loader_error(error: BaseException) -> TrainingError | None:
-    text = str(error)
-    if not isinstance(error, RuntimeError) or not text.startswith("DataLoader "):
-        return None
-    if "timed out" in text:
+    """What an error means that came up while waiting for a worker process."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, RuntimeError) and "DataLoader timed out" in text:
         hint = "a file system that hangs, or samples that take longer: give a larger loader_timeout"
         return TrainingError("loader-timeout", f"expected a batch in time, got none: {text}", hint=hint)
-    hint = "most often memory ran out: fewer num_workers or a smaller batch_size"
-    return TrainingError("loader-worker", f"expected all worker processes to live, one ended: {text}", hint=hint)
+    died = isinstance(error, RuntimeError) and "DataLoader worker" in text and "exited" in text
+    if died or isinstance(error, (ConnectionError, EOFError)):
+        hint = "most often memory ran out: fewer num_workers or a smaller batch_size"
+        return TrainingError("loader-worker", f"expected all worker processes to live, one ended: {text}", hint=hint)
+    return None
 
 
 def _reset(trainer: Trainer) -> None:
