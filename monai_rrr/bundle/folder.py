@@ -22,8 +22,8 @@ from pathlib import Path
 
 from monai_rrr.errors import CheckpointError
 from monai_rrr.utils.files import sha256
-from monai_rrr.utils.manifest import MANIFEST, WEIGHT_SUFFIXES, verify_manifest
-from monai_rrr.utils.weights import check_weights
+from monai_rrr.utils.manifest import WEIGHT_SUFFIXES, manifest_path, verify_manifests
+from monai_rrr.utils.tensor_format import check_weights
 
 __all__ = ["code_files", "content_hash", "foreign_links", "logging_faults", "weight_faults"]
 
@@ -37,8 +37,8 @@ _STREAMS = ("sys.stdout", "sys.stderr")
 def content_hash(folder: str | Path) -> str:
     """Return the SHA-256 of everything in a bundle that can change what it does.
 
-    Left out are weights that a manifest lists, because they are verified by it and change with every training, and
-    what runs write into ``eval``, unless it is code.
+    Left out are weights that have a manifest, because they are verified by it and change with every training, their
+    manifests, and what runs write into ``eval``, unless it is code.
 
     Args:
         folder: of the bundle.
@@ -56,8 +56,9 @@ def content_hash(folder: str | Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(_files(folder)):
         name = path.relative_to(folder)
-        listed = path.suffix.lower() in WEIGHT_SUFFIXES and path.with_name(MANIFEST).is_file()
-        if path not in code and (listed or path.name == MANIFEST or name.parts[0] == _OUTPUT):
+        listed = path.suffix.lower() in WEIGHT_SUFFIXES and manifest_path(path).is_file()
+        manifest = path.suffix == ".json" and path.stem.lower().endswith(WEIGHT_SUFFIXES)
+        if path not in code and (listed or manifest or name.parts[0] == _OUTPUT):
             continue
         digest.update(f"{name.as_posix()}\0{sha256(path)}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
@@ -83,7 +84,7 @@ def weight_faults(folder: Path) -> list[CheckpointError]:
         if _OUTPUT in place.relative_to(folder).parts:
             continue
         try:
-            verify_manifest(place)
+            verify_manifests(place)
             for path in sorted(path for path in place.iterdir() if path.suffix.lower() in WEIGHT_SUFFIXES):
                 check_weights(path)
         except CheckpointError as error:

@@ -97,6 +97,7 @@ def _check(data: Path, convention: str, tags: Path | None, folder: Path) -> tupl
 def _train(method: str, home: Path, overlays: Sequence[str], options: dict[str, object], run: Path) -> None:
     for name in ("run.json", "training.csv"):
         (run / name).unlink(missing_ok=True)
+    shutil.rmtree(run / "models" / "resume", ignore_errors=True)
     run_bundle(f"training {method}", home, (*TRAIN, *overlays), options, run / "train.log", lambda: trained(run))
 
 

@@ -44,6 +44,12 @@ def explain(
     convention: Annotated[
         str, typer.Option(help="Label values to write. " + CONVENTION_HELP, rich_help_panel=BUNDLE)
     ] = "brats2018",
+    trust_weights: Annotated[
+        bool,
+        typer.Option(
+            "--trust-weights", help="Accept weights without a manifest, made elsewhere.", rich_help_panel=BUNDLE
+        ),
+    ] = False,
     config: Annotated[
         Path | None, typer.Option(help="YAML or JSON that defines a network.", rich_help_panel=NETWORK)
     ] = None,
@@ -92,7 +98,7 @@ def explain(
         work = Path(name)
         source = data.resolve() if data is not None else _datalist(image or [], work / "datalist.json")
         if bundle is not None:
-            written = run_inference(source, folder.resolve(), bundle, checkpoint, convention, work)
+            written = run_inference(source, folder.resolve(), bundle, checkpoint, convention, work, trust_weights)
         elif checkpoint is None:
             raise typer.BadParameter("expected --checkpoint with --config")
         else:

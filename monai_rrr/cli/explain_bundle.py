@@ -26,7 +26,13 @@ __all__ = ["run_inference"]
 
 
 def run_inference(
-    source: Path, folder: Path, bundle: str, checkpoint: Path | None, convention: str, work: Path
+    source: Path,
+    folder: Path,
+    bundle: str,
+    checkpoint: Path | None,
+    convention: str,
+    work: Path,
+    trust_weights: bool = False,
 ) -> list[Path]:
     """Run the bundle's ``inference.yaml`` on cases and draw a picture of each beside its files; return the pictures.
 
@@ -37,25 +43,28 @@ def run_inference(
         checkpoint: weights; by default those of the bundle.
         convention: label values to write.
         work: folder for what is not kept.
+        trust_weights: accept weights without a manifest.
 
     Raises:
-        CheckpointError: When there is no checkpoint.
+        CheckpointError: When there is no checkpoint, or it is not what its manifest says.
         ConfigError: When there is no such bundle or convention.
     """
     from monai_rrr.data import load_datalist
     from monai_rrr.report import write_case_picture
     from monai_rrr.utils.conventions import get_convention
     from monai_rrr.utils.files import safe_name
+    from monai_rrr.utils.tensor_file import read_tensors
 
     home = find_bundle(bundle)
     weights = (checkpoint or home / "models" / "model.pt").resolve()
     if not weights.is_file():
         hint = "train the bundle, or give --checkpoint"
         raise CheckpointError("checkpoint-missing", "expected trained weights, got no file", path=weights, hint=hint)
+    read_tensors(weights, require_manifest=not trust_weights)
     get_convention(convention)
     cases = load_datalist(source, with_labels=False)
     options: dict[str, object] = {"dataset_dir": source, "output_dir": work / "out", "cache_dir": work / "cache"}
-    options |= {"checkpoint": weights, "label_convention": convention}
+    options |= {"checkpoint": weights, "require_manifest": not trust_weights, "label_convention": convention}
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "explain.log"
     run_bundle("heatmaps", home, ("inference.yaml",), options, log, lambda: evaluated(work / "out", len(cases)))

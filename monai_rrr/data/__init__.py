@@ -16,6 +16,7 @@ from __future__ import annotations
 from .brain_box import BrainBox, make_brain_box, tag_extents
 from .cache import BrainBoxCache
 from .datalist import Case, load_datalist
+from .epoch_loader import EpochLoader
 from .load import LoadBrainBoxd
 from .nifti import NiftiVolume, read_verified
 from .phantom import generate_cohort
@@ -27,6 +28,7 @@ __all__ = [
     "BrainBox",
     "BrainBoxCache",
     "Case",
+    "EpochLoader",
     "LoadBrainBoxd",
     "NiftiVolume",
     "Tags",

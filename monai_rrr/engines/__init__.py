@@ -9,11 +9,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Training steps for MONAI's engines."""
+"""Training steps for MONAI's engines, and what runs them."""
 
 from __future__ import annotations
 
+from .run import run
 from .update import explanation_update
 from .views import PrepareViews
 
-__all__ = ["PrepareViews", "explanation_update"]
+__all__ = ["PrepareViews", "explanation_update", "run"]

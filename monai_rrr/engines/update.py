@@ -13,10 +13,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from ignite import distributed as idist
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys
@@ -28,6 +30,10 @@ from monai_rrr.errors import TrainingError
 
 __all__ = ["explanation_update"]
 
+MAX_SKIPPED = 3
+
+logger = logging.getLogger(__name__)
+
 
 def explanation_update(engine: SupervisedTrainer, batchdata: Mapping[str, Any]) -> dict[str, Any]:
     """``iteration_update`` of MONAI's ``SupervisedTrainer`` whose ``loss_function`` is an objective.
@@ -36,21 +42,26 @@ def explanation_update(engine: SupervisedTrainer, batchdata: Mapping[str, Any]) 
     into a scalar. The forward pass runs under the trainer's autocast; maps and losses are computed in float32. All of
     MONAI's iteration events fire.
 
+    A step whose loss or gradient is not finite is not taken: weights, buffers and optimizer stay as they were, bit for
+    bit, the cases are logged, and ``skipped`` in the output says what it was, for handlers that read the output.
+    ``engine.state.skipped`` counts such steps. Three in a row end the training. With several processes, all skip what
+    one must skip. Under a ``GradScaler`` a gradient that overflows is part of its search for a scale, which skips the
+    step itself; it counts once the scale is down to 1.
+
     Args:
         engine: trainer with ``loss_function`` an :class:`~monai_rrr.objectives.base.Objective` and ``prepare_batch``
             one that returns a dictionary, such as :class:`~monai_rrr.engines.views.PrepareViews`.
         batchdata: what the data loader yields.
 
     Returns:
-        ``image``, ``pred`` (logits), ``loss``, ``terms`` (values by name, detached) and the tags of the batch.
+        ``image``, ``pred`` (logits), ``loss``, ``terms`` (values by name, detached), the tags of the batch, and
+        ``skipped`` (``"loss"`` or ``"gradient"``) if the step was not taken.
 
     Raises:
         ValueError: When the trainer was set to an option that this step does not carry out (compile, gradient
             accumulation).
         TypeError: When the loss function is no objective, or ``prepare_batch`` returns no dictionary.
-        TrainingError: ``loss-not-finite`` or ``gradient-not-finite``, naming the cases; the weights and the optimizer
-            are then as before the step. Under a ``GradScaler`` that is in use, which skips steps with such gradients
-            itself, only the loss is checked.
+        TrainingError: ``loss-not-finite`` or ``gradient-not-finite``, naming the cases, at the third step in a row.
         ConfigError: ``ddp-static-graph`` or ``parameters-unused``, see :mod:`monai_rrr.engines.checks`.
     """
     objective = _checked_objective(engine)
@@ -59,6 +70,7 @@ def explanation_update(engine: SupervisedTrainer, batchdata: Mapping[str, Any]) 
     output = {key: batch[key] for key in ("class_label", "present", "case_id") if key in batch}
     engine.state.output = output
     device = torch.device(engine.state.device)
+    buffers = [(buffer, buffer.clone()) for buffer in engine.network.buffers()]
     engine.network.train()
     engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
     with torch.autocast(device.type, enabled=engine.amp, **(engine.amp_kwargs if engine.amp else {})):
@@ -72,10 +84,19 @@ def explanation_update(engine: SupervisedTrainer, batchdata: Mapping[str, Any]) 
         loss, terms = objective(trace, batch, progress)
     output.update({CommonKeys.LOSS: loss, "terms": terms})
     engine.fire_event(IterationEvents.LOSS_COMPLETED)
-    if not torch.isfinite(loss):
-        raise _failure(engine, batch, "loss", loss, terms)
-    _step(engine, batch, loss, terms)
+    failed = None if _finite_everywhere(loss) else ("loss", loss)
+    if failed is None:
+        failed = _step(engine, loss)
     output[CommonKeys.LOSS] = loss.detach()
+    if failed is None:
+        engine.state.skipped_in_row = 0
+    else:
+        output["skipped"] = failed[0]
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        engine.optimizer.zero_grad(set_to_none=True)
+        _report(engine, _failure(engine, batch, failed, terms))
     engine.fire_event(IterationEvents.MODEL_COMPLETED)
     return output
 
@@ -101,26 +122,45 @@ def _prepared(engine: SupervisedTrainer, batchdata: Mapping[str, Any]) -> Mappin
     return batch
 
 
-def _step(engine: SupervisedTrainer, batch: Mapping[str, Any], loss: Tensor, terms: Mapping[str, Tensor]) -> None:
+def _finite_everywhere(loss: Tensor) -> bool:
+    finite = bool(torch.isfinite(loss))
+    # A process that skips the backward pass alone would leave the others waiting for its gradients.
+    return bool(idist.all_reduce(int(finite), "MIN")) if idist.get_world_size() > 1 else finite
+
+
+def _step(engine: SupervisedTrainer, loss: Tensor) -> tuple[str, Tensor] | None:
+    """Take the step, or return the norm of the gradients for which it must not be taken."""
     scaler = engine.scaler if engine.amp else None
     (loss if scaler is None else scaler.scale(loss)).backward()
     engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
     check_used_parameters(engine)
     if scaler is not None and scaler.is_enabled():
+        scale = scaler.get_scale()
         scaler.step(engine.optimizer)
         scaler.update()
-        return
+        overflow = scaler.get_scale() < scale
+        return ("gradient", torch.tensor(torch.inf)) if overflow and scale <= 1 else None
     gradients = [p.grad for p in engine.network.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if not torch.isfinite(norm):
-        engine.optimizer.zero_grad(set_to_none=True)
-        raise _failure(engine, batch, "gradient", norm, terms)
+        return "gradient", norm
     engine.optimizer.step()
+    return None
+
+
+def _report(engine: SupervisedTrainer, failure: TrainingError) -> None:
+    state = engine.state
+    state.skipped = getattr(state, "skipped", 0) + 1
+    state.skipped_in_row = getattr(state, "skipped_in_row", 0) + 1
+    if state.skipped_in_row >= MAX_SKIPPED:
+        raise failure
+    logger.warning("step skipped, %d in a row: %s", state.skipped_in_row, failure)
 
 
 def _failure(
-    engine: SupervisedTrainer, batch: Mapping[str, Any], what: str, value: Tensor, terms: Mapping[str, Tensor]
+    engine: SupervisedTrainer, batch: Mapping[str, Any], failed: tuple[str, Tensor], terms: Mapping[str, Tensor]
 ) -> TrainingError:
+    what, value = failed
     cases = batch.get("case_id", ())
     names = cases if isinstance(cases, str) else ", ".join(map(str, cases))
     parts = ", ".join(f"{name} {float(term):.4g}" for name, term in terms.items())

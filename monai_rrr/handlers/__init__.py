@@ -14,10 +14,12 @@
 from __future__ import annotations
 
 from .calibration import TagCalibrationHandler
+from .checkpoint import TrainingCheckpoint
 from .evaluation import HeatmapEvaluation
 from .reliability import ReliabilityHandler
 from .run_record import RunRecord
 from .terms import TermLogger, slice_scores, terms_of
+from .weights import WeightsExport, WeightsLoader
 
 __all__ = [
     "HeatmapEvaluation",
@@ -25,6 +27,9 @@ __all__ = [
     "RunRecord",
     "TagCalibrationHandler",
     "TermLogger",
+    "TrainingCheckpoint",
+    "WeightsExport",
+    "WeightsLoader",
     "slice_scores",
     "terms_of",
 ]

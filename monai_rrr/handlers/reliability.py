@@ -29,7 +29,7 @@ class ReliabilityHandler:
     """After each step, move the network's running tag losses towards those of the batch.
 
     Reads ``pred`` (``B M K``), ``class_label`` and ``present`` of the trainer's output; sums over all processes, so
-    that every process holds the same weights.
+    that every process holds the same weights. Nothing moves after a step that was skipped. Its state is the network's.
 
     Args:
         network: has a :class:`~monai_rrr.networks.blocks.reliability.Reliability` as ``reliability``; unwrapped.
@@ -45,6 +45,8 @@ class ReliabilityHandler:
     def __call__(self, engine: Engine) -> None:
         """Update the buffers."""
         output: Any = engine.state.output
+        if "skipped" in output:
+            return
         loss, count = tag_loss_by_modality(output["pred"], output["class_label"], output["present"])
         total = torch.stack([loss * count, count])
         if idist.get_world_size() > 1:

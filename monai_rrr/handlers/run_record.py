@@ -40,7 +40,8 @@ class RunRecord:
 
     Holds the weights of the objective at the start, middle and end of training, the tag budget (integers per case),
     the number of cases, the network's operating points and reliabilities, versions, hardware, seed and seconds. No
-    path and no case id is written.
+    path and no case id is written. ``status`` is ``running``, ``interrupted`` or ``completed``; ``seconds`` is the sum
+    over all parts of an interrupted training when this handler is among the objects of the checkpoint.
 
     Args:
         path: JSON file.
@@ -60,19 +61,33 @@ class RunRecord:
     ) -> None:
         self.path, self.objective, self.tags, self.network = Path(path), objective, tags, network
         self.settings = dict(settings or {})
-        self._begin = 0.0
+        self._begin = time.perf_counter()
+        self._before = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Register the handler."""
         engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.TERMINATE, self._interrupt)
         engine.add_event_handler(Events.COMPLETED, self._complete)
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the seconds that training took so far."""
+        return {"seconds": self._before + time.perf_counter() - self._begin}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take over the seconds of the parts before."""
+        self._before = state["seconds"]
+
+    def _interrupt(self, engine: Engine) -> None:
+        self._before, self._begin = self.state_dict()["seconds"], time.perf_counter()
+        self._write(engine, {"status": "interrupted", "seconds": round(self._before, 1)})
 
     def _start(self, engine: Engine) -> None:
         self._begin = time.perf_counter()
         self._write(engine, {"status": "running"})
 
     def _complete(self, engine: Engine) -> None:
-        result: dict[str, Any] = {"status": "completed", "seconds": round(time.perf_counter() - self._begin, 1)}
+        result: dict[str, Any] = {"status": "completed", "seconds": round(self.state_dict()["seconds"], 1)}
         for name in ("operating_point", "reliability"):
             value = getattr(self.network, name, None)
             if isinstance(value, nn.Module):
@@ -93,6 +108,7 @@ class RunRecord:
             "settings": self.settings,
             "versions": {name: version(name) for name in _PACKAGES},
             "python": platform.python_version(),
+            "skipped_steps": getattr(engine.state, "skipped", 0),
             "processes": idist.get_world_size(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU",
             **result,

@@ -14,32 +14,45 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from ignite import distributed as idist
 from ignite.engine import Engine, Events
 from torch import Tensor
 
+from monai_rrr.utils.files import atomic_write
+from monai_rrr.utils.tensor_file import write_errors
+
 __all__ = ["TermLogger", "slice_scores", "terms_of"]
+
+_HEADER = "step,term,value\n"
 
 
 class TermLogger:
     """Append ``step, term, value`` to a CSV file every few iterations: the mean of each term since the last row.
 
-    ``total`` is the weighted sum. Values are read from the device only when a row is written.
+    ``total`` is the weighted sum. Values are read from the device only when a row is written. Steps that were skipped
+    do not count. With several processes, the first one writes its own values. When this handler is among the objects
+    of the checkpoint, the table of a resumed training is, to the byte, that of one that was not interrupted.
 
     Args:
-        path: CSV file; a new run begins a new file, a resumed one continues it.
+        path: CSV file; a new run begins a new file, a resumed one drops what was written after its checkpoint and
+            continues.
         every: iterations per row.
+
+    Raises:
+        CheckpointError: ``checkpoint-write``, when the file can't be written.
     """
 
     def __init__(self, path: str | Path, every: int = 10) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
         self.path, self.every = Path(path), every
-        self._rows: list[dict[str, object]] = []
+        self._rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
         """Register the handler."""
@@ -47,27 +60,49 @@ class TermLogger:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self._write)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the values that are not written yet, as plain numbers."""
+        return {"rows": [{name: float(value) for name, value in row.items()} for row in self._rows]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the values that were not written."""
+        self._rows = [dict(row) for row in state["rows"]]
+
     def _start(self, engine: Engine) -> None:
-        self._rows.clear()
-        if engine.state.iteration == 0:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("step,term,value\n")
+        if idist.get_rank() != 0:
+            return
+        with write_errors(self.path):
+            if engine.state.iteration == 0 or not self.path.exists():
+                self._rows.clear()
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.write_text(_HEADER)
+                return
+            lines = self.path.read_text("utf-8").splitlines(keepends=True)
+            kept = [line for line in lines[1:] if line.endswith("\n") and _step_of(line) <= engine.state.iteration]
+            atomic_write(self.path, "".join([_HEADER, *kept]).encode())
 
     def __call__(self, engine: Engine) -> None:
         """Collect, and write now and then."""
         output: Any = engine.state.output
-        self._rows.append({"total": output["loss"], **output["terms"]})
+        if "skipped" not in output:
+            self._rows.append({"total": output["loss"], **output["terms"]})
         if engine.state.iteration % self.every == 0:
             self._write(engine)
 
     def _write(self, engine: Engine) -> None:
         names = list(dict.fromkeys(name for row in self._rows for name in row))
-        with self.path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            for name in names:
-                values = [float(row[name]) for row in self._rows if name in row]  # type: ignore[arg-type]
-                writer.writerow([engine.state.iteration, name, f"{sum(values) / len(values):.6g}"])
+        if idist.get_rank() == 0:
+            with write_errors(self.path), self.path.open("a", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                for name in names:
+                    values = [float(row[name]) for row in self._rows if name in row]
+                    writer.writerow([engine.state.iteration, name, f"{sum(values) / len(values):.6g}"])
         self._rows.clear()
+
+
+def _step_of(line: str) -> float:
+    step = line.partition(",")[0]
+    return int(step) if step.isdigit() else math.inf
 
 
 def terms_of(output: dict[str, object]) -> dict[str, object]:

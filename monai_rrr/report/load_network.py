@@ -18,17 +18,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.bundle import ConfigParser
-from torch import Tensor, nn
+from torch import nn
 
 from monai_rrr.bundle import check_network, read_document, walk
-from monai_rrr.errors import CheckpointError, ConfigError
-from monai_rrr.utils.weights import check_weights
+from monai_rrr.errors import ConfigError
+from monai_rrr.utils.weights import load_weights
 
 __all__ = ["load_network", "load_weights"]
-
-WRAPPERS = ("state_dict", "model", "network", "net", "model_state_dict")
 
 
 def load_network(
@@ -70,48 +67,6 @@ def load_network(
     return network.eval()
 
 
-def load_weights(network: nn.Module, checkpoint: str | Path) -> None:
-    """Load a checkpoint of tensors into a network; every name and shape must fit.
-
-    Accepts a state dictionary, alone or under one of the keys ``state_dict``, ``model``, ``network``, ``net``, with or
-    without the prefix ``module.`` of parallel training. Files that hold other objects than tensors are refused, since
-    reading them can run code.
-
-    Args:
-        network: takes the weights.
-        checkpoint: ``.pt`` or ``.pth`` file.
-
-    Raises:
-        CheckpointError: When the file can't be read, is a program or a pickle, holds no weights, or does not fit.
-    """
-    path = Path(checkpoint)
-    if path.is_file():
-        check_weights(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch has no common error for damaged, foreign and forbidden files
-        forbidden = "Weights only load failed" in str(error)
-        found = "other objects too, or a damaged file" if forbidden else f"{type(error).__name__}: {error}"
-        hint = "save the weights alone, torch.save(network.state_dict(), path)"
-        message = f"expected a file of tensors, got {found}"
-        raise CheckpointError("checkpoint-unreadable", message, path=path, hint=hint) from error
-    state = _state(content)
-    if state is None:
-        raise CheckpointError("checkpoint-content", f"expected names and tensors, got {_kinds(content)}", path=path)
-    wanted = network.state_dict()
-    missing, unknown = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
-    shapes = [
-        f"{name}: {tuple(wanted[name].shape)} and {tuple(state[name].shape)}"
-        for name in sorted(set(wanted) & set(state))
-        if wanted[name].shape != state[name].shape
-    ]
-    for what, names in (("lacks", missing), ("has besides", unknown), ("has other shapes for", shapes)):
-        if names:
-            text = f"expected the {len(wanted)} tensors of {type(network).__name__}, the file {what} {_some(names)}"
-            raise CheckpointError("checkpoint-mismatch", text, path=path, hint="is it the checkpoint of this network?")
-    network.load_state_dict(state)
-
-
 def _plain_part(content: Mapping[str, Any], network_id: str, path: Path) -> dict[str, Any]:
     part: dict[str, Any] = {}
     wanted = [network_id]
@@ -132,22 +87,3 @@ def _plain_part(content: Mapping[str, Any], network_id: str, path: Path) -> dict
 
 def _strings(value: Any) -> Iterator[str]:
     return (text for _, text in walk({"": value}) if isinstance(text, str))
-
-
-def _state(content: Any) -> dict[str, Tensor] | None:
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        return None
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
-
-
-def _kinds(content: Any) -> str:
-    return f"entries {_some(sorted(map(str, content)))}" if isinstance(content, Mapping) else type(content).__name__
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

@@ -9,57 +9,83 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a file of weights may be: tensors, by its name and by its first bytes, before anything parses it."""
+
+"""Weights of a network from a file."""
 
 from __future__ import annotations
 
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
 
 from monai_rrr.errors import CheckpointError
+from monai_rrr.utils.tensor_file import read_tensors
 
-__all__ = ["check_weights"]
+__all__ = ["check_fit", "load_weights"]
 
-_ENDINGS = (".pkl", ".pickle", ".joblib", ".dill", ".npy", ".npz", ".ts", ".pt2", ".pte", ".zip", ".tar", ".gz", ".so")
-_STARTS = {b"\x93NUMPY": "a NumPy array", b"\x1f\x8b": "a gzip archive", b"\x7fELF": "a program", b"MZ": "a program"}
-_PICKLE, _OLD_TORCH = b"\x80", b"\x80\x02\x8a\nl\xfc\x9cF"  # torch.save before 1.6 begins with this number
-_HINT = "save the weights alone, torch.save(network.state_dict(), path)"
+WRAPPERS = ("state_dict", "model", "network", "net", "model_state_dict")
 
 
-def check_weights(path: str | Path) -> None:
-    """Refuse what is no file of tensors: TorchScript and exported programs, plain pickles, NumPy files, archives.
+def load_weights(network: nn.Module, checkpoint: str | Path, require_manifest: bool = False) -> None:
+    """Load a checkpoint of tensors into a network; every name and shape must fit.
 
-    It opens no archive but the one that ``torch.save`` writes, and of that reads the table of contents only.
+    Accepts a state dictionary, alone or under one of the keys ``state_dict``, ``model``, ``network``, ``net``, with or
+    without the prefix ``module.`` of parallel training. Files that hold other objects than tensors are refused, since
+    reading them can run code. Where a manifest lies beside the file (``model.pt.json``), the file must have its
+    SHA-256.
 
     Args:
-        path: file that is going to be loaded as weights.
+        network: takes the weights.
+        checkpoint: ``.pt`` or ``.pth`` file.
+        require_manifest: refuse a file that has no manifest. Weights from elsewhere have none.
 
     Raises:
-        CheckpointError: ``checkpoint-format``.
+        CheckpointError: When the file can't be read, is not what its manifest says, holds no weights, or does not fit.
     """
-    path = Path(path)
-    if path.suffix.lower() in _ENDINGS and not path.name.lower().endswith(".pth.tar"):
-        _refuse(path, f"expected a file of tensors, such as model.pt, got '{path.suffix}'")
-    with path.open("rb") as file:
-        start = file.read(8)
-    for magic, what in _STARTS.items():
-        if start.startswith(magic):
-            _refuse(path, f"expected tensors, got {what}")
-    if start.startswith(_PICKLE) and start != _OLD_TORCH:
-        _refuse(path, "expected tensors, got a pickle, which can run code")
-    if not start.startswith(b"PK"):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        _refuse(path, f"expected tensors, got a damaged file: {error}")
-    inner = {name.partition("/")[2] for name in names}
-    if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
-        _refuse(path, "expected tensors, got TorchScript, which is a program")
-    if "data.pkl" not in inner:
-        _refuse(path, "expected tensors, got another archive (an exported program or NumPy arrays)")
+    path = Path(checkpoint)
+    content = read_tensors(path, require_manifest=require_manifest)
+    state = _state(content)
+    if state is None:
+        raise CheckpointError("checkpoint-content", f"expected names and tensors, got {_kinds(content)}", path=path)
+    check_fit(network, state, path)
+    network.load_state_dict(state)
 
 
-def _refuse(path: Path, message: str) -> None:
-    raise CheckpointError("checkpoint-format", message, path=path, hint=_HINT)
+def check_fit(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Raise when a state dictionary does not have exactly the names and shapes of a network.
+
+    Raises:
+        CheckpointError: ``checkpoint-mismatch``, naming what differs.
+    """
+    wanted = network.state_dict()
+    missing, unknown = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
+    shapes = [
+        f"{name}: {tuple(wanted[name].shape)} and {tuple(state[name].shape)}"
+        for name in sorted(set(wanted) & set(state))
+        if wanted[name].shape != state[name].shape
+    ]
+    for what, names in (("lacks", missing), ("has besides", unknown), ("has other shapes for", shapes)):
+        if names:
+            text = f"expected the {len(wanted)} tensors of {type(network).__name__}, the file {what} {_some(names)}"
+            raise CheckpointError("checkpoint-mismatch", text, path=path, hint="is it the checkpoint of this network?")
+
+
+def _state(content: Any) -> dict[str, Tensor] | None:
+    for key in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        return None
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
+
+
+def _kinds(content: Any) -> str:
+    return f"entries {_some(sorted(map(str, content)))}" if isinstance(content, Mapping) else type(content).__name__
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

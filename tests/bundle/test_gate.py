@@ -242,14 +242,14 @@ def test_s3_weights_are_compared_with_their_manifest(bundle: Path) -> None:
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     (found,) = refusals(bundle)
-    assert found.startswith("models/model.pt: expected SHA-256 ")
+    assert found.startswith("models/model.pt: expected the SHA-256 of its manifest")
     with pytest.raises(ConfigError, match="bundle-refused"):
         pass_gate(bundle, [bundle / "configs" / "train.json"], trust=content_hash(bundle))
 
 
 def test_s3_weights_without_a_manifest_are_refused(bundle: Path) -> None:
     torch.save({"w": torch.ones(2)}, bundle / "models" / "model.pt")
-    assert refusals(bundle) == ["models/model.pt: expected a manifest.json with its SHA-256 beside it, got none"]
+    assert refusals(bundle) == ["models/model.pt: expected model.pt.json with its SHA-256 beside it, got none"]
     train, digest = bundle / "configs" / "train.json", content_hash(bundle)
     pass_gate(bundle, [train], trust=digest)
     torch.save({"w": torch.zeros(2)}, bundle / "models" / "model.pt")

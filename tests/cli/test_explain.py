@@ -35,6 +35,10 @@ def test_bundle_writes_label_map_heatmaps_and_picture(phantom_cohort: Path, tmp_
     weights = tmp_path / "model.pt"
     torch.save(parser.get_parsed_content("network_def").state_dict(), weights)
     words = ["--out", tmp_path / "out", "--bundle", "brats_mri_equivariant_cam", "--checkpoint", weights]
+    refused = CliRunner().invoke(app, ["explain", str(case), *map(str, words)])
+    assert refused.exit_code == 2
+    assert "[manifest-missing]" in refused.output
+    words.append("--trust-weights")
     result = CliRunner().invoke(app, ["explain", str(case), *map(str, words)])
     assert result.exit_code == 0, result.output
     folder = tmp_path / "out" / case.name

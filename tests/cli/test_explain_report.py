@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from monai_rrr.cli import app, explain_bundle
 from monai_rrr.data import load_datalist
+from monai_rrr.utils.tensor_file import write_tensors
 
 RESNET = {
     "_target_": "monai.networks.nets.resnet10",
@@ -126,7 +127,7 @@ def test_explain_with_a_bundle(case: Path, tmp_path: Path, monkeypatch: pytest.M
         nib.save(nib.Nifti1Image(mask, image.affine), folder / f"{entry['case_id']}_pred.nii.gz")
 
     monkeypatch.setattr(explain_bundle, "run_bundle", inference)
-    (tmp_path / "model.pt").write_bytes(b"weights")
+    write_tensors(tmp_path / "model.pt", {"weight": torch.ones(1)})
     words = ["--bundle", "brats_mri_equivariant_cam", "--checkpoint", tmp_path / "model.pt", "--convention", "msd"]
     code, text, errors = run("explain", case, *words, "--out", tmp_path / "out")
     assert code == 0, errors

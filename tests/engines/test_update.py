@@ -207,19 +207,24 @@ class Poison:
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_what_is_not_finite_raises_before_the_step(kind):
+def test_steps_that_are_not_finite_are_not_taken_and_the_third_raises(kind, caplog):
     trainer = make_trainer(make_network(), Objective({"classification": TagClassification()}))
     trainer.run()
     before = state_of(trainer)
     trainer.loss_function = Objective({"classification": TagClassification(), "bad": Poison(kind)})
-    trainer.state.max_epochs = 2
+    trainer.state.max_epochs = 3
+    skipped = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: skipped.append(e.state.output["skipped"]))
     message = (
-        rf"\[{kind}-not-finite\] case case_0, case_1, field {kind}: expected a finite {kind}, got nan at iteration 3"
+        rf"\[{kind}-not-finite\] case case_0, case_1, field {kind}: expected a finite {kind}, got nan at iteration 5"
     )
     with pytest.raises(TrainingError, match=message) as caught:
         trainer.run()
     assert caught.value.code == f"{kind}-not-finite"
     assert "terms: classification " in caught.value.message
+    assert skipped == [kind, kind]
+    assert (trainer.state.skipped, trainer.state.skipped_in_row) == (3, 3)
+    assert [f"at iteration {i}" in caplog.text for i in (3, 4)] == [True, True]
     assert all(torch.equal(a, b) for a, b in zip(before, state_of(trainer), strict=True))
 
 

@@ -54,3 +54,12 @@ def test_attach_runs_after_every_iteration():
     engine.run(range(3), max_epochs=1)
     mean = float(F.softplus(torch.tensor(-5.0)))
     assert float(network.reliability.tag_loss) == pytest.approx(mean + 0.98**3 * (0.6931 - mean), rel=1e-4)
+
+
+def test_a_skipped_step_moves_nothing():
+    network = MultimodalCAMNet(channels=(4,))
+    before = network.reliability.tag_loss.clone()
+    output = {"pred": torch.full((1, 4, 3), torch.nan), "class_label": torch.ones(1, 3), "skipped": "loss"}
+    output["present"] = torch.ones(1, 4, dtype=torch.bool)
+    ReliabilityHandler(network)(SimpleNamespace(state=SimpleNamespace(output=output)))
+    assert torch.equal(network.reliability.tag_loss, before)

@@ -75,6 +75,19 @@ def test_no_path_and_no_case_id(tmp_path):
     assert "/root" not in text
 
 
+def test_seconds_of_all_parts_and_how_it_ended(tmp_path):
+    engine = Engine(lambda engine, _: engine.terminate(skip_completed=True))
+    objective = Objective({"classification": TagClassification()})
+    record = RunRecord(tmp_path / "run.json", objective, TAGS, MultimodalCAMNet(channels=(4,)))
+    record.load_state_dict({"seconds": 100.0})
+    record.attach(engine)
+    engine.state.skipped = 2
+    engine.run([0, 1], max_epochs=2)
+    written = json.loads((tmp_path / "run.json").read_text())
+    assert (written["status"], written["skipped_steps"]) == ("interrupted", 2)
+    assert 100.0 <= written["seconds"] <= record.state_dict()["seconds"] + 0.1
+
+
 def test_a_run_that_ends_early_says_running(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run.json", fail=True)

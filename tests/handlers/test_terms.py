@@ -16,7 +16,7 @@ import csv
 
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 
 from monai_rrr.handlers import TermLogger, slice_scores, terms_of
 
@@ -63,6 +63,33 @@ def test_a_new_run_begins_a_new_file_and_a_resumed_one_goes_on(tmp_path):
     run(path, 4, start=2)
     assert [row[0] for row in rows_of(path)][:2] == [2, 2]
     assert {row[0] for row in rows_of(path)} == {2, 4}
+    run(path, 4, start=3)
+    assert {row[0] for row in rows_of(path)} == {2, 4}, "rows after iteration 3 were dropped and written again"
+    assert len(rows_of(path)) == 4
+
+
+def test_values_that_are_not_written_yet_are_its_state(tmp_path):
+    log = TermLogger(tmp_path / "training.csv", every=5)
+    engine = Engine(lambda _, value: {"loss": torch.tensor(float(value)), "terms": {"a": torch.tensor(1.0)}})
+    log.attach(engine)
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda e: e.terminate(skip_completed=True))
+    engine.run(range(8), max_epochs=1)
+    state = log.state_dict()
+    assert state == {"rows": [{"total": float(i), "a": 1.0} for i in range(3)]}
+    other = TermLogger(tmp_path / "training.csv", every=5)
+    other.load_state_dict(state)
+    assert other.state_dict() == state
+
+
+def test_skipped_steps_do_not_count(tmp_path):
+    def step(engine, value):
+        output = {"loss": torch.tensor(float("nan") if value == 1 else value), "terms": {}}
+        return {**output, "skipped": "loss"} if value == 1 else output
+
+    engine = Engine(step)
+    TermLogger(tmp_path / "training.csv", every=3).attach(engine)
+    engine.run(range(3), max_epochs=1)
+    assert rows_of(tmp_path / "training.csv") == [(3, "total", 1.0)]
 
 
 def test_exception():

@@ -38,8 +38,8 @@ from monai_rrr.bundle import check_bundle
 from monai_rrr.data import load_datalist
 from monai_rrr.errors import CheckpointError, ConfigError, DataError, DatasetError
 from monai_rrr.report import load_network
-from monai_rrr.utils.manifest import verify_manifest
-from monai_rrr.utils.weights import check_weights
+from monai_rrr.utils.manifest import verify_manifests
+from monai_rrr.utils.tensor_format import check_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parents[1] for path in ROOT.glob("bundles/*/configs/metadata.json"))
@@ -86,7 +86,7 @@ def test_s1_pickle_in_a_bundle_is_refused_before_it_is_read(canary: Path, tmp_pa
     (tmp_path / "configs" / "train.json").write_text('{"run": []}')
     torch.save(Canary(canary), tmp_path / "models" / "model.pt")
     (refusal,) = check_bundle(tmp_path, [tmp_path / "configs" / "train.json"])
-    assert (refusal.file, refusal.reason[:24]) == ("models/model.pt", "expected a manifest.json")
+    assert (refusal.file, refusal.reason[:22]) == ("models/model.pt", "expected model.pt.json")
     assert not canary.exists()
 
 
@@ -345,9 +345,7 @@ def shipped() -> list[Path]:
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="what is shipped is what git tracks")
 def test_s11_bundles_ship_allowed_files_only() -> None:
-    allowed = (
-        r"[^/]+/(LICENSE|configs/\w+\.(yaml|json)|docs/(README\.md|\w+\.txt)|models/(\.gitkeep|manifest\.json|\w+\.pt))"
-    )
+    allowed = r"[^/]+/(LICENSE|configs/\w+\.(yaml|json)|docs/(README\.md|\w+\.txt)|models/(\.gitkeep|\w+\.pt(\.json)?))"
     names = {path: path.relative_to(ROOT / "bundles").as_posix() for path in shipped()}
     assert names
     assert [name for name in names.values() if not re.fullmatch(allowed, name)] == []
@@ -355,7 +353,7 @@ def test_s11_bundles_ship_allowed_files_only() -> None:
         name for path, name in names.items() if path.suffix != ".pt" and SECRET.search(path.read_text("utf-8"))
     ] == []
     for weights in (path for path in names if path.suffix == ".pt"):
-        assert weights.name in verify_manifest(weights.parent)
+        assert weights.name in verify_manifests(weights.parent)
 
 
 # S12: floors

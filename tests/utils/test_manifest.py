@@ -20,7 +20,7 @@ import pytest
 
 from monai_rrr.errors import CheckpointError
 from monai_rrr.utils.files import atomic_write
-from monai_rrr.utils.manifest import MANIFEST, verify_file, verify_manifest, write_manifest
+from monai_rrr.utils.manifest import manifest_path, verify_file, verify_manifests, write_manifest
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -35,23 +35,23 @@ def models(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_manifest_is_plain_json_that_lists_every_file(models: Path) -> None:
-    content = json.loads((models / MANIFEST).read_text())
-    assert list(content["files"]) == ["model.pt", "other.pt"]
-    assert content["files"]["model.pt"] == hashlib.sha256(b"first" * 100).hexdigest()
-    assert verify_manifest(models) == content["files"]
-    verify_file(models / "model.pt")
+def test_manifest_is_plain_json_about_one_file(models: Path) -> None:
+    content = json.loads((models / "model.pt.json").read_text())
+    digest = hashlib.sha256(b"first" * 100).hexdigest()
+    assert (content["file"], content["sha256"]) == ("model.pt", [digest])
+    assert list(verify_manifests(models)) == ["model.pt", "other.pt"]
+    assert verify_file(models / "model.pt") == digest
 
 
-def test_a_file_written_again_has_its_new_hash_and_one_that_is_gone_has_no_entry(models: Path) -> None:
-    (models / "other.pt").unlink()
+def test_a_file_written_again_has_its_new_hash(models: Path) -> None:
     write(models / "model.pt", b"second")
-    assert verify_manifest(models) == {"model.pt": hashlib.sha256(b"second").hexdigest()}
+    assert verify_file(models / "model.pt") == hashlib.sha256(b"second").hexdigest()
 
 
 def test_a_folder_without_weights_needs_no_manifest(tmp_path: Path) -> None:
     (tmp_path / ".gitkeep").touch()
-    assert verify_manifest(tmp_path) == {}
+    (tmp_path / "run.json").write_text("{}")
+    assert verify_manifests(tmp_path) == {}
 
 
 def flip(models: Path) -> None:
@@ -75,64 +75,54 @@ def empty(models: Path) -> None:
 
 
 def edit(models: Path) -> None:
-    content = json.loads((models / MANIFEST).read_text())
-    content["files"]["model.pt"] = "0" * 64
-    (models / MANIFEST).write_text(json.dumps(content))
+    content = json.loads((models / "model.pt.json").read_text())
+    content["sha256"] = ["0" * 64]
+    (models / "model.pt.json").write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize("tamper", [flip, swap, truncate, empty, edit])
 def test_s3_other_content_is_refused(tamper: object, models: Path) -> None:
     assert callable(tamper)
     tamper(models)
-    with pytest.raises(CheckpointError, match=r"checkpoint-hash.*model\.pt: expected SHA-256 [0-9a-f]{64}.*got "):
+    with pytest.raises(CheckpointError, match=r"checkpoint-hash.*model\.pt: expected the SHA-256.*got [0-9a-f]{12}"):
         verify_file(models / "model.pt")
     with pytest.raises(CheckpointError, match="checkpoint-hash"):
-        verify_manifest(models)
+        verify_manifests(models)
 
 
 def test_s3_weights_without_a_manifest_are_refused(models: Path) -> None:
-    (models / MANIFEST).unlink()
+    (models / "model.pt.json").unlink()
     with pytest.raises(CheckpointError, match=r"manifest-missing.*model\.pt"):
-        verify_manifest(models)
+        verify_manifests(models)
 
 
-def test_s3_weights_that_the_manifest_does_not_list_are_refused(models: Path) -> None:
-    (models / "new.safetensors").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"manifest-entry.*new\.safetensors"):
-        verify_manifest(models)
+def test_s3_a_manifest_of_another_file_is_refused(models: Path) -> None:
+    (models / "other.pt.json").replace(models / "model.pt.json")
+    with pytest.raises(CheckpointError, match=r"manifest-unreadable.*manifest of model\.pt, got another"):
+        verify_file(models / "model.pt")
 
 
-def test_s3_weights_that_are_listed_and_missing_are_named(models: Path) -> None:
+def test_s3_weights_that_have_a_manifest_and_are_missing_are_named(models: Path) -> None:
     (models / "other.pt").unlink()
     with pytest.raises(CheckpointError, match=r"checkpoint-missing.*other\.pt"):
-        verify_manifest(models)
+        verify_manifests(models)
+
+
+FRAME = '{"format": "monai_rrr manifest", "file": "model.pt", "sha256": %s}'
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "{",
-        "[]",
-        "3",
-        '{"files": []}',
-        '{"files": {"model.pt": 3}}',
-        '{"files": {"model.pt": "abc"}}',
-        '{"files": {"../model.pt": "%s"}}' % ("0" * 64),
-        '{"files": {"/model.pt": "%s"}}' % ("0" * 64),
-        '{"files": {"a\\\\b": "%s"}}' % ("0" * 64),
-        '{"files": {"": "%s"}}' % ("0" * 64),
-        "[" * 100_000,
-        " " * (1 << 21),
+        *("", "{", "[]", "3", "{}", "[" * 100_000, " " * (1 << 21)),
+        *(FRAME % digests for digests in ("[]", '"abc"', '["abc"]', "[3]")),
+        (FRAME % f'["{"0" * 64}"]').replace("model.pt", "../model.pt"),
     ],
 )
-def test_s3_a_damaged_manifest_is_refused_and_never_overwritten(text: str, models: Path) -> None:
-    (models / MANIFEST).write_text(text)
+def test_s3_a_damaged_manifest_is_refused(text: str, models: Path) -> None:
+    manifest_path(models / "model.pt").write_text(text)
     with pytest.raises(CheckpointError, match="manifest-unreadable"):
         verify_file(models / "model.pt")
-    with pytest.raises(CheckpointError, match="manifest-unreadable"):
-        write(models / "model.pt", b"new")
-    assert (models / MANIFEST).read_text() == text
 
 
 def test_write_manifest_takes_only_a_sha256(tmp_path: Path) -> None:

@@ -1,0 +1,44 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""Random seeds as a pure function of what they are for."""
+
+from __future__ import annotations
+
+import numpy as np
+from ignite.utils import manual_seed
+
+__all__ = ["derive_seed", "seed_all"]
+
+
+def derive_seed(*keys: int) -> int:
+    """Return a seed in [0, 2^32) that depends on all keys and on their order, and on nothing else.
+
+    Args:
+        keys: whole numbers, at least 0, such as the seed of the run, an epoch and the index of a sample.
+
+    Raises:
+        ValueError: When a key is negative.
+
+    Example:
+        >>> derive_seed(0, 1, 2) == derive_seed(0, 1, 2), derive_seed(0, 1, 2) == derive_seed(0, 2, 1)
+        (True, False)
+    """
+    if min(keys) < 0:
+        raise ValueError(f"seeds and keys must be at least 0, got {keys}")
+    # The length goes in first, because SeedSequence pads with zeros: (1,) and (1, 0) would be the same.
+    return int(np.random.SeedSequence((len(keys), *keys)).generate_state(1)[0])
+
+
+def seed_all(*keys: int) -> None:
+    """Set the random states of Python, NumPy and PyTorch (all devices) to :func:`derive_seed` of the keys."""
+    manual_seed(derive_seed(*keys))
