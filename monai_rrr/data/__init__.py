@@ -21,7 +21,8 @@ from .nifti import NiftiVolume, read_verified
 from .phantom import generate_cohort
 from .split import leave_one_fold_out
 from .tags import Tags, check_tags, derive_tags, read_tags, slice_labels, tag_budget, write_tags
-from .verify import VerifyReport, verify_cases
+from .verified_cache import VerifiedCache
+from .verify import VerifyReport, verify_cases, verify_dataset
 
 __all__ = [
     "BrainBox",
@@ -30,6 +31,7 @@ __all__ = [
     "LoadBrainBoxd",
     "NiftiVolume",
     "Tags",
+    "VerifiedCache",
     "VerifyReport",
     "check_tags",
     "derive_tags",
@@ -43,5 +45,6 @@ __all__ = [
     "tag_budget",
     "tag_extents",
     "verify_cases",
+    "verify_dataset",
     "write_tags",
 ]
