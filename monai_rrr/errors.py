@@ -181,7 +181,8 @@ def _unpacked(fields: dict[str, Any]) -> Any:
         kind = found if found.__name__ == fields["type"] else kind
     if issubclass(kind, DatasetError):
         return kind([_unpacked(fault) for fault in fields["faults"]])
-    return _rebuild(kind, *(fields[name] for name in _FIELDS))
+    where = {name: fields[name] for name in ("case_id", "field", "path", "hint")}
+    return kind(fields["code"], fields["message"], **where)
 
 
 def _in_loader_worker() -> bool:

@@ -17,6 +17,7 @@ from .brain_box import BrainBox, make_brain_box, tag_extents
 from .cache import BrainBoxCache
 from .datalist import Case, load_datalist
 from .load import LoadBrainBoxd
+from .loader import CaseLoader
 from .nifti import NiftiVolume, read_verified
 from .phantom import generate_cohort
 from .split import leave_one_fold_out
@@ -28,6 +29,7 @@ __all__ = [
     "BrainBox",
     "BrainBoxCache",
     "Case",
+    "CaseLoader",
     "LoadBrainBoxd",
     "NiftiVolume",
     "Tags",

@@ -81,7 +81,7 @@ class CaseCheck:
         self.notes.append(DataError(code, message, case_id=self.case_id, **where))
 
 
-def check_case(case: Mapping[str, Any], tags: Tags | None, rules: Rules, cache: VerifiedCache | None) -> CaseCheck:
+def check_case(case: Any, tags: Tags | None, rules: Rules, cache: VerifiedCache | None) -> CaseCheck:
     """Check one case; each file is read at most once.
 
     Args:

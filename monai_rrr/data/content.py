@@ -84,7 +84,7 @@ def check_variety(array: Array) -> None:
 
 def _looks_like_mask(values: Array) -> bool:
     whole = len(values) <= MASK_VALUES and bool((values == np.round(values)).all())
-    return len(values) <= 2 or (whole and -1 <= values[0] and values[-1] <= MASK_VALUES)
+    return len(values) <= 2 or (whole and values[0] >= -1 and values[-1] <= MASK_VALUES)
 
 
 def _empty(got: str) -> DataError:

@@ -92,7 +92,8 @@ def _in_two_sections(
                 continue
             for what in {f"case {case['case_id']}", *map(str, case["modalities"].values())}:
                 places.setdefault(what, {})[section] = case["case_id"]
-    faults, hint = {}, "a case that trains must not test; keep it in one section"
+    faults: dict[tuple[tuple[str, str], ...], DataError] = {}
+    hint = "a case that trains must not test; keep it in one section"
     for what, found in places.items():
         if len(found) > 1 and set(found) & set(sections):
             case_id = next(iter(found.values()))

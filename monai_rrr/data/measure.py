@@ -179,7 +179,7 @@ def _measure_image(facts: CaseFacts, name: str, array: np.ndarray[Any, Any], gri
 
 
 def _measure_label(facts: CaseFacts, array: np.ndarray[Any, Any], grid: Grid) -> np.ndarray[Any, Any]:
-    labeled = array != 0
+    labeled: np.ndarray[Any, Any] = array != 0
     values = round_labels(array[labeled])
     found, counts = np.unique(values, return_counts=True)
     table = {int(value): int(count) for value, count in zip(found.tolist(), counts.tolist(), strict=True)}

@@ -127,6 +127,8 @@ def verify_dataset(
             table = read_tags(tags)
         except DatasetError as error:
             faults += error.faults
+        except DataError as error:
+            faults.append(error)
     # A case without any image was listed as a fault already.
     cases = [case for case in found.cases if case["modalities"]]
     report = verify_cases(cases, convention, table, require=require, root=found.root, **options)
