@@ -128,7 +128,7 @@ class DatasetError(RRRError):
         faults: the faults, at least one.
     """
 
-    def __init__(self, faults: Iterable[DataError] | str) -> None:
+    def __init__(self, faults: Iterable[DataError] | str, /) -> None:
         if isinstance(faults, str):
             faults = [_unpacked(fields) for fields in next(_carried(faults), {}).get("faults", ())]
         self.faults = tuple(faults)
@@ -158,7 +158,7 @@ def named_error(error: BaseException) -> RRRError | None:
     while link is not None:
         if isinstance(link, RRRError):
             return link
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+        link = link.__cause__
     fields = next(_carried(str(error)), None)
     return None if fields is None else _unpacked(fields)
 
@@ -174,7 +174,8 @@ def _carried(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _unpacked(fields: dict[str, Any]) -> Any:
-    kinds, kind = [RRRError], RRRError
+    kinds: list[type[RRRError]] = [RRRError]
+    kind: type[Any] = RRRError
     while kinds:
         found = kinds.pop()
         kinds += found.__subclasses__()

@@ -92,8 +92,15 @@ def _check(
 
     with progress("cases checked") as step:
         # Tags of another reader than that of the masks may differ from them, which is what the demo measures.
-        rules = {"allow_absent": allow_absent, "tag_tolerance": TAG_TOLERANCE}
-        report = verify_dataset(data, convention, tags, with_labels=True, **rules, progress=step)
+        report = verify_dataset(
+            data,
+            convention,
+            tags,
+            with_labels=True,
+            allow_absent=allow_absent,
+            tag_tolerance=TAG_TOLERANCE,
+            progress=step,
+        )
         report.raise_if_faulty()
     cases = load_datalist(data, with_labels=True)
     if tags is not None:

@@ -127,8 +127,8 @@ def list_cases(
         )
     cases = [_select(case, wanted, with_labels) for case in cases]
     faults += [fault for case in cases for fault in _missing(case, wanted or MODALITIES, needed, with_labels)]
-    faults += duplicate_cases(cases)
     cases.sort(key=lambda case: str(case["case_id"]))
+    faults += duplicate_cases(cases)
     return Listing(cases, faults, notes, source if source.is_dir() else source.parent)
 
 

@@ -90,7 +90,7 @@ def _in_two_sections(
                 case = _read_entry(entry, order or MODALITIES[:1], file.parent)
             except _EntryError:
                 continue
-            for what in {f"case {case['case_id']}", *map(str, case["modalities"].values())}:
+            for what in (f"case {case['case_id']}", *map(str, case["modalities"].values())):
                 places.setdefault(what, {})[section] = case["case_id"]
     faults: dict[tuple[tuple[str, str], ...], DataError] = {}
     hint = "a case that trains must not test; keep it in one section"
