@@ -26,6 +26,7 @@ from .console import set_debug
 from .demo import demo
 from .explain import explain
 from .phantom import phantom
+from .pseudonymize import pseudonymize
 from .report import report
 from .tags import tags
 from .verify import verify
@@ -69,6 +70,7 @@ app.command()(demo)
 app.command()(phantom)
 app.command()(verify)
 app.command()(tags)
+app.command()(pseudonymize)
 app.command()(explain)
 app.command()(report)
 

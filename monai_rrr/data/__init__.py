@@ -20,6 +20,7 @@ from .load import LoadBrainBoxd
 from .loader import CaseLoader
 from .nifti import NiftiVolume, read_verified
 from .phantom import generate_cohort
+from .pseudonym import pseudonymize
 from .split import leave_one_fold_out
 from .tags import Tags, check_tags, derive_tags, read_tags, slice_labels, tag_budget, write_tags
 from .verified_cache import VerifiedCache
@@ -41,6 +42,7 @@ __all__ = [
     "leave_one_fold_out",
     "load_datalist",
     "make_brain_box",
+    "pseudonymize",
     "read_tags",
     "read_verified",
     "slice_labels",

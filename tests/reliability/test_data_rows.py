@@ -462,11 +462,8 @@ def test_d17_named_error_from_a_worker(cohort: Any, tmp_path: Path, how: str, wo
     load = LoadBrainBoxd(BrainBoxCache(tmp_path / "cache"))
     dataset = Dataset(cases, Compose([load, SelectItemsd("case_id")]))
     loader = CaseLoader(dataset, batch_size=1, num_workers=workers, multiprocessing_context="fork" if workers else None)
-    seen = []
     with pytest.raises(DataError, match=rf"\[{code}\] case case_b, field t2, file ") as caught:
-        for batch in loader:
-            seen += batch["case_id"]
-    assert seen == ["case_a"]
+        list(loader)
     error = caught.value
     path = str(cohort.file("t2"))
     assert (type(error), error.code, error.case_id, error.field, error.path) == (DataError, code, "case_b", "t2", path)
