@@ -32,7 +32,7 @@ from monai_rrr.transforms import to_labels, to_regions
 from monai_rrr.utils.conventions import CONVENTIONS
 
 QUICK = settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
