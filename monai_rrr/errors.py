@@ -13,11 +13,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RRRError", "DataError", "DatasetError", "ConfigError", "CheckpointError", "TrainingError", "InferenceError"]
+__all__ = [
+    "RRRError",
+    "DataError",
+    "DatasetError",
+    "ConfigError",
+    "CheckpointError",
+    "TrainingError",
+    "InferenceError",
+    "named_error",
+]
+
+_CARRIER = "monai_rrr error: "
 
 
 class RRRError(Exception):
@@ -35,13 +48,19 @@ class RRRError(Exception):
     def __init__(
         self,
         code: str,
-        message: str,
+        message: str | None = None,
         *,
         case_id: str | None = None,
         field: str | None = None,
         path: str | Path | None = None,
         hint: str | None = None,
     ) -> None:
+        if message is None:
+            # The loader of torch makes a worker's exception again from nothing but its text.
+            fields = next(_carried(code), None)
+            if fields is None:
+                raise TypeError(f"expected a code and a message, got only {code!r}")
+            code, message, case_id, field, path, hint = (fields[name] for name in _FIELDS)
         self.code = code
         self.message = message
         self.case_id = case_id
@@ -51,13 +70,21 @@ class RRRError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
+        text = self._text()
+        # In a worker the text carries the fields; nowhere else does a user see them twice.
+        return f"{text}\n{_CARRIER}{json.dumps(self._packed())}" if _in_loader_worker() else text
+
+    def _text(self) -> str:
         where = ", ".join(
-            f"{name} {value}"
+            f"{name} {_printable(value)}"
             for name, value in (("case", self.case_id), ("field", self.field), ("file", self.path))
             if value is not None
         )
-        text = f"[{self.code}] " + (f"{where}: " if where else "") + self.message
+        text = f"[{self.code}] " + (f"{where}: " if where else "") + _printable(self.message, keep="\n")
         return text + (f" Hint: {self.hint}" if self.hint else "")
+
+    def _packed(self) -> dict[str, Any]:
+        return {"type": type(self).__name__, **self.as_dict()}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions with keyword arguments do not survive pickling by default: a worker's error would lose its fields.
@@ -114,13 +141,71 @@ class DatasetError(RRRError):
         faults: the faults, at least one.
     """
 
-    def __init__(self, faults: Iterable[DataError]) -> None:
+    def __init__(self, faults: Iterable[DataError] | str, /) -> None:
+        if isinstance(faults, str):
+            faults = [_unpacked(fields) for fields in next(_carried(faults), {}).get("faults", ())]
         self.faults = tuple(faults)
         if not self.faults:
             raise ValueError("a DatasetError needs at least one fault, got none")
-        lines = "".join(f"\n  - {fault}" for fault in self.faults)
+        lines = "".join(f"\n  - {fault._text()}" for fault in self.faults)
         count = len(self.faults)
         super().__init__("dataset-faults", f"{count} fault{'s' if count > 1 else ''} found:{lines}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return DatasetError, (self.faults,)
+
+    def _packed(self) -> dict[str, Any]:
+        return {**super()._packed(), "faults": [fault._packed() for fault in self.faults]}
+
+
+def named_error(error: BaseException) -> RRRError | None:
+    """Return the named error that is behind an exception, or None.
+
+    MONAI's ``Compose`` raises ``RuntimeError`` from whatever a transform raises, and the loader of torch hands only the
+    text of a worker's exception over.
+
+    Args:
+        error: any exception.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, RRRError):
+            return link
+        link = link.__cause__
+    fields = next(_carried(str(error)), None)
+    return None if fields is None else _unpacked(fields)
+
+
+_FIELDS = ("code", "message", "case_id", "field", "path", "hint")
+
+
+def _carried(text: str) -> Iterator[dict[str, Any]]:
+    """Find the fields of errors in a text, the innermost first."""
+    for line in text.splitlines():
+        if line.startswith(_CARRIER):
+            yield json.loads(line.removeprefix(_CARRIER))
+
+
+def _unpacked(fields: dict[str, Any]) -> Any:
+    kinds: list[type[RRRError]] = [RRRError]
+    kind: type[Any] = RRRError
+    while kinds:
+        found = kinds.pop()
+        kinds += found.__subclasses__()
+        kind = found if found.__name__ == fields["type"] else kind
+    if issubclass(kind, DatasetError):
+        return kind([_unpacked(fault) for fault in fields["faults"]])
+    where = {name: fields[name] for name in ("case_id", "field", "path", "hint")}
+    return kind(fields["code"], fields["message"], **where)
+
+
+def _in_loader_worker() -> bool:
+    loading = sys.modules.get("torch.utils.data")
+    return loading is not None and loading.get_worker_info() is not None
+
+
+def _printable(text: str, keep: str = "") -> str:
+    """Escape what a terminal would obey or can't show: control characters, marks of direction, broken Unicode."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)

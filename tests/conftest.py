@@ -57,6 +57,7 @@ def _offline() -> Iterator[None]:
 def _private_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MONAI_DATA_DIRECTORY", str(tmp_path_factory.mktemp("monai_data")))
+        patch.setenv("MONAI_RRR_CACHE", str(tmp_path_factory.mktemp("verified")))
         patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch_home")))
         patch.delenv("MONAI_ALLOW_PICKLE", raising=False)
         yield

@@ -60,7 +60,7 @@ def test_constraints_pin_every_requirement_above_its_floor(config: configparser.
     }
     extras = config["options.extras_require"]
     wanted = requirements(
-        "\n".join([config["options"]["install_requires"], *(extras[k] for k in extras if k != "label")])
+        "\n".join([config["options"]["install_requires"], *(extras[k] for k in extras if k not in ("label", "bench"))])
     )
     missing = {r.name: pins.get(canonical(r.name)) for r in wanted if pins.get(canonical(r.name)) not in r.specifier}
     assert missing == {}
@@ -90,7 +90,7 @@ def test_makefile_installs_the_pinned_torch() -> None:
 
 def test_label_and_notebooks_stay_apart(config: configparser.ConfigParser) -> None:
     extras = {key: {r.name for r in requirements(text)} for key, text in config["options.extras_require"].items()}
-    assert set(extras) == {"demo", "label", "notebooks", "dev"}
+    assert set(extras) == {"bench", "demo", "label", "notebooks", "dev"}
     assert not extras["label"] & (extras["notebooks"] | extras["dev"] | extras["demo"])
 
 

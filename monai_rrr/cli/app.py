@@ -14,6 +14,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -24,6 +26,7 @@ from .console import set_debug
 from .demo import demo
 from .explain import explain
 from .phantom import phantom
+from .pseudonymize import pseudonymize
 from .report import report
 from .run import RUN_SETTINGS, run
 from .tags import tags
@@ -68,6 +71,7 @@ app.command()(demo)
 app.command()(phantom)
 app.command()(verify)
 app.command()(tags)
+app.command()(pseudonymize)
 app.command()(explain)
 app.command()(report)
 app.command(context_settings=RUN_SETTINGS)(run)
@@ -75,4 +79,8 @@ app.command(context_settings=RUN_SETTINGS)(run)
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file name that the terminal can't show must not end the program.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -26,7 +26,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from monai_rrr.errors import RRRError
+from monai_rrr.errors import named_error
 
 __all__ = ["EXIT_FAULT", "EXIT_INPUT", "EXIT_INTERRUPTED", "counted", "guarded", "out", "progress", "set_debug"]
 
@@ -75,14 +75,15 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             if os.environ.get(_DEBUG) or isinstance(error, typer.BadParameter):
                 raise
             _err().print(_text(error), style="red", markup=False)
-            raise typer.Exit(EXIT_INPUT if isinstance(error, RRRError) else EXIT_FAULT) from None
+            raise typer.Exit(EXIT_FAULT if named_error(error) is None else EXIT_INPUT) from None
 
     return wrapper
 
 
 def _text(error: Exception) -> str:
-    if isinstance(error, RRRError):
-        return f"error: {error}"
+    named = named_error(error)
+    if named is not None:
+        return f"error: {named}"
     if isinstance(error, OSError):
         return f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else "")
     return f"unexpected {type(error).__name__}: {error}\nTo see where it comes from: monai-rrr --debug COMMAND ..."

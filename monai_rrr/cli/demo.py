@@ -30,6 +30,7 @@ from .verify import CONVENTION_HELP, DATA_HELP
 
 __all__ = ["demo"]
 
+TAG_TOLERANCE = 5
 METHODS = {"full": (), "plain_cam": ("plain_cam.yaml",)}
 
 
@@ -43,6 +44,9 @@ def demo(
     cases: Annotated[int, typer.Option(min=6, help="Cases of the synthetic cohort; a third is held out.")] = 36,
     seed: Annotated[int, typer.Option(min=0, help="Of the synthetic cohort and of training.")] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the bundle's own number.")] = None,
+    allow_absent: Annotated[
+        list[str] | None, typer.Option(help="Region (WT, TC, ET) that no training case needs to have; repeatable.")
+    ] = None,
     bundle: Annotated[str, typer.Option(help="Folder or name of the bundle.")] = "brats_mri_equivariant_cam",
 ) -> None:
     """Train on slice tags, segment held-out cases, compare with their masks, and write a report with pictures.
@@ -56,11 +60,13 @@ def demo(
 
     home, folder = find_bundle(bundle), folder.resolve()
     data = _cohort(folder / "data", cases, seed) if data is None else data.resolve()
-    count, table = _check(data, convention, tags, folder)
+    count, table = _check(data, convention, tags, folder, allow_absent or ())
     for method, overlays in METHODS.items():
         run = folder / method
         shared = {"dataset_dir": data, "tags_file": table, "cache_dir": folder / "cache", "ckpt_dir": run / "models"}
-        steering = {"seed": seed} if epochs is None else {"seed": seed, "epochs": epochs}
+        steering: dict[str, object] = {"seed": seed, "allow_absent": list(allow_absent or ())}
+        if epochs is not None:
+            steering["epochs"] = epochs
         _train(method, home, overlays, {**shared, "output_dir": run, **steering}, run)
         names = {"label_convention": convention, "method": method, "per_modality": True}
         _evaluate(method, home, {**shared, "output_dir": run / "eval", **names}, run, count)
@@ -78,14 +84,25 @@ def _cohort(folder: Path, cases: int, seed: int) -> Path:
     return folder
 
 
-def _check(data: Path, convention: str, tags: Path | None, folder: Path) -> tuple[int, Path]:
+def _check(
+    data: Path, convention: str, tags: Path | None, folder: Path, allow_absent: Sequence[str]
+) -> tuple[int, Path]:
     """Check all files before hours are spent on them; return the number of cases and the table of tags."""
-    from monai_rrr.data import derive_tags, load_datalist, read_tags, verify_cases, write_tags
+    from monai_rrr.data import derive_tags, load_datalist, verify_dataset, write_tags
 
-    cases = load_datalist(data, with_labels=True)
     with progress("cases checked") as step:
-        table = None if tags is None else read_tags(tags)
-        verify_cases(cases, convention, table, root=data, progress=step).raise_if_faulty()
+        # Tags of another reader than that of the masks may differ from them, which is what the demo measures.
+        report = verify_dataset(
+            data,
+            convention,
+            tags,
+            with_labels=True,
+            allow_absent=allow_absent,
+            tag_tolerance=TAG_TOLERANCE,
+            progress=step,
+        )
+        report.raise_if_faulty()
+    cases = load_datalist(data, with_labels=True)
     if tags is not None:
         return len(cases), tags.resolve()
     with progress("masks read") as step:

@@ -18,20 +18,25 @@ from .cache import BrainBoxCache
 from .datalist import Case, load_datalist
 from .epoch_loader import EpochLoader
 from .load import LoadBrainBoxd
+from .loader import CaseLoader
 from .nifti import NiftiVolume, read_verified
 from .phantom import generate_cohort
+from .pseudonym import pseudonymize
 from .split import leave_one_fold_out
 from .tags import Tags, check_tags, derive_tags, read_tags, slice_labels, tag_budget, write_tags
-from .verify import VerifyReport, verify_cases
+from .verified_cache import VerifiedCache
+from .verify import VerifyReport, verify_cases, verify_dataset
 
 __all__ = [
     "BrainBox",
     "BrainBoxCache",
     "Case",
+    "CaseLoader",
     "EpochLoader",
     "LoadBrainBoxd",
     "NiftiVolume",
     "Tags",
+    "VerifiedCache",
     "VerifyReport",
     "check_tags",
     "derive_tags",
@@ -39,11 +44,13 @@ __all__ = [
     "leave_one_fold_out",
     "load_datalist",
     "make_brain_box",
+    "pseudonymize",
     "read_tags",
     "read_verified",
     "slice_labels",
     "tag_budget",
     "tag_extents",
     "verify_cases",
+    "verify_dataset",
     "write_tags",
 ]

@@ -23,8 +23,9 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 from torch.nn.functional import avg_pool3d
 
+from monai_rrr.data.content import check_content
 from monai_rrr.data.geometry import MAX_DISPLACEMENT, corner_displacement
-from monai_rrr.data.nifti import NiftiVolume, read_verified
+from monai_rrr.data.nifti import NiftiVolume, check_sha256, locate, read_verified
 from monai_rrr.errors import DataError
 from monai_rrr.utils.enums import MODALITIES, REGIONS
 from monai_rrr.utils.nifti_file import header_geometry
@@ -114,7 +115,9 @@ def tag_extents(tags: Mapping[str, tuple[int, int] | None]) -> NDArray[np.float6
     return np.asarray(rows, dtype=np.float64)
 
 
-def make_brain_box(case: Mapping[str, Any], spacing: float | None = None) -> BrainBox:
+def make_brain_box(
+    case: Mapping[str, Any], spacing: float | None = None, hashes: Mapping[str, str] | None = None
+) -> BrainBox:
     """Read the modalities of a case, verify them and cut out the brain. Labels are never read.
 
     With ``spacing``, each axis is averaged over the largest whole number of voxels that is not coarser than it, so the
@@ -124,13 +127,15 @@ def make_brain_box(case: Mapping[str, Any], spacing: float | None = None) -> Bra
     Args:
         case: a case of a datalist: ``case_id``, ``modalities`` and, for 4-D files, ``volumes``.
         spacing: wanted voxel size in mm; None keeps the grid of the files.
+        hashes: SHA-256 that the file of each modality must have, by modality.
 
     Raises:
-        DataError: When a file is damaged, a modality is empty, or the modalities do not share one grid.
+        DataError: When a file is damaged or not the expected one, a modality is empty, or the modalities do not share
+            one grid.
     """
     if spacing is not None and not spacing > 0:
         raise ValueError(f"spacing must be positive (mm), got {spacing}")
-    volumes = _read(case)
+    volumes = _read(case, hashes or {})
     first = next(iter(volumes.values()))
     source_affine, source_shape = first.affine, (first.array.shape[0], first.array.shape[1], first.array.shape[2])
     arrays, affine = _canonical({name: v.array for name, v in volumes.items()}, source_affine, source_shape)
@@ -144,6 +149,10 @@ def make_brain_box(case: Mapping[str, Any], spacing: float | None = None) -> Bra
     box_to_canonical = np.diag([*factor.astype(float), 1.0])
     box_to_canonical[:3, 3] = start + (factor - 1) / 2
     present = np.array([name in arrays for name in MODALITIES])
+    empty = [name for name, array in zip(MODALITIES, values, strict=True) if name in arrays and not array[brain].any()]
+    if empty:
+        message = f"expected a brain, got hardly a voxel that is not 0 at {spacing or 'full'} mm"
+        raise DataError("brain-empty", message, case_id=str(case["case_id"]), field=empty[0])
     image, mean, std, slope = _quantize(values, brain, present)
     return BrainBox(
         case_id=str(case["case_id"]),
@@ -162,7 +171,7 @@ def make_brain_box(case: Mapping[str, Any], spacing: float | None = None) -> Bra
     )
 
 
-def _read(case: Mapping[str, Any]) -> dict[str, NiftiVolume]:
+def _read(case: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, NiftiVolume]:
     case_id, volumes = str(case["case_id"]), case.get("volumes") or {}
     unknown = set(case["modalities"]) - set(MODALITIES)
     if unknown or not case["modalities"]:
@@ -177,10 +186,12 @@ def _read(case: Mapping[str, Any]) -> dict[str, NiftiVolume]:
         path = str(case["modalities"][name])
         where = {"case_id": case_id, "field": name, "path": path}
         volume = read_verified(path, volumes.get(name), case_id=case_id, field=name)
+        check_sha256(volume.sha256, hashes.get(name), case_id, name, path)
         read[name], array, affine = volume, volume.array, volume.affine
-        if array.min() == array.max():
-            message = f"expected an image with content, got {array.flat[0]} in all voxels"
-            raise DataError("constant-modality", message, **where)
+        try:
+            check_content(array)
+        except DataError as error:
+            raise locate(error, case_id, name, path) from None
         first = next(iter(read))
         shape, grid = read[first].array.shape, read[first].affine
         if array.shape != shape:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,28 +24,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
+from monai_rrr.data import brain_box, content, decode, geometry, nifti
 from monai_rrr.data.brain_box import BrainBox, make_brain_box
+from monai_rrr.data.nifti import check_sha256
+from monai_rrr.data.stamp import FileStamp, source_digest
 from monai_rrr.errors import DataError, DatasetError
 from monai_rrr.utils.files import atomic_write, safe_name, sha256
 
 __all__ = ["BrainBoxCache"]
 
-FORMAT_VERSION = 2
-_Stamp = tuple[int, int]
+FORMAT_VERSION = 3
 
 
 class BrainBoxCache:
-    """Brain boxes on disk, keyed by the content of the source files, the parameters and the format version.
+    """Brain boxes on disk, keyed by the content of the source files, the parameters and the code that makes them.
 
     A case takes three files: image and brain mask (``.npy``, mapped into memory when read) and a JSON side-car with
     the rest and the checksums. The side-car is written last, so a case that was interrupted does not count. Checksums
     are compared when a process reads a case for the first time; a damaged case is built again with a warning that
     names the file. Masks and other labels are never read. Safe to share between processes and with data loader workers.
 
+    A process hashes a source file once, and again when its size, times or inode change (see :class:`FileStamp`).
+
     Args:
         directory: folder of the cache; created when missing.
         spacing: see :func:`make_brain_box`.
+        hashes: case id -> modality -> SHA-256, as :attr:`VerifyReport.hashes`: a file that was replaced after it was
+            verified is then an error instead of other data in the middle of a training.
 
     Example:
         >>> cache = BrainBoxCache("cache", spacing=3.0)  # doctest: +SKIP
@@ -54,29 +62,44 @@ class BrainBoxCache:
         (4, 47, 58, 48)
     """
 
-    def __init__(self, directory: str | Path, spacing: float | None = None) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        spacing: float | None = None,
+        hashes: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         if spacing is not None and not spacing > 0:
             raise ValueError(f"spacing must be positive (mm), got {spacing}")
         self.directory = Path(directory)
         self.spacing = spacing
-        self._hashes: dict[str, tuple[_Stamp, str]] = {}
-        self._intact: dict[str, tuple[_Stamp, ...]] = {}
+        self.hashes = dict(hashes or {})
+        self._code = source_digest(brain_box, content, decode, geometry, nifti)
+        self._known: dict[str, tuple[FileStamp, str]] = {}
+        self._intact: dict[str, tuple[FileStamp, ...]] = {}
 
     def get(self, case: Mapping[str, Any]) -> BrainBox:
         """Return the brain box of a case, from the cache when it is there and intact.
 
         Raises:
-            DataError: When a source file is missing, damaged or does not fit the others.
+            DataError: When a source file is missing, damaged, not the one that was verified, or does not fit the
+                others; ``cache-unwritable``.
         """
-        stem = self._stem(case)
+        sources = {name: self._hash(case, name) for name in case["modalities"]}
+        stem = self._stem(case, sources)
         if self._side_car(stem).exists():
             try:
                 return self._load(stem)
             except (OSError, ValueError) as error:
                 message = f"cache of case {case['case_id']} is damaged and is built again: {error}"
                 warnings.warn(message, RuntimeWarning, stacklevel=2)
-        self._store(stem, make_brain_box(case, self.spacing))
-        return self._load(stem)
+        # With the hashes, so that a file that changes just now can't be stored under the name of its old content.
+        box = make_brain_box(case, self.spacing, sources)
+        try:
+            self._store(stem, box)
+            return self._load(stem)
+        except OSError as error:
+            message = f"expected a folder to write to, got {error.strerror or error}"
+            raise DataError("cache-unwritable", message, case_id=box.case_id, path=self.directory) from error
 
     def build(
         self,
@@ -113,27 +136,34 @@ class BrainBoxCache:
             raise DatasetError(faults)
 
     def key(self, case: Mapping[str, Any]) -> str:
-        """Return the SHA-256 over the contents of the case's images, the parameters and the format version."""
+        """Return the SHA-256 over the contents of the case's images, the parameters and the code."""
+        return self._key(case, {name: self._hash(case, name) for name in case["modalities"]})
+
+    def _key(self, case: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
         volumes = case.get("volumes") or {}
-        sources = [[name, self._hash(case, name), volumes.get(name)] for name in sorted(case["modalities"])]
-        text = json.dumps({"format": FORMAT_VERSION, "spacing": self.spacing, "sources": sources})
-        return hashlib.sha256(text.encode()).hexdigest()
+        sources = [[name, hashes[name], volumes.get(name)] for name in sorted(hashes)]
+        made_by = {"format": FORMAT_VERSION, "code": self._code, "spacing": self.spacing}
+        return hashlib.sha256(json.dumps({**made_by, "sources": sources}).encode()).hexdigest()
 
     def _hash(self, case: Mapping[str, Any], name: str) -> str:
-        path = str(case["modalities"][name])
+        path, case_id = str(case["modalities"][name]), str(case["case_id"])
         try:
-            stamp = _stamp(path)
-        except OSError as error:
-            raise DataError(
-                "file-missing", f"can't be read: {error.strerror}", case_id=str(case["case_id"]), field=name, path=path
-            ) from error
-        known = self._hashes.get(path)
-        if known is None or known[0] != stamp:
-            known = self._hashes[path] = (stamp, sha256(path))
+            now, stamp = time.time_ns(), FileStamp.of(path)
+            known = self._known.get(path)
+            if known is None or known[0] != stamp:
+                digest = sha256(path)
+                known = (stamp, digest)
+                if stamp.settled(now):
+                    self._known[path] = known
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            message = f"can't be read: {reason}"
+            raise DataError("file-missing", message, case_id=case_id, field=name, path=path) from error
+        check_sha256(known[1], self.hashes.get(case_id, {}).get(name), case_id, name, path)
         return known[1]
 
-    def _stem(self, case: Mapping[str, Any]) -> Path:
-        return self.directory / f"{safe_name(str(case['case_id']))}-{self.key(case)[:16]}"
+    def _stem(self, case: Mapping[str, Any], hashes: Mapping[str, str]) -> Path:
+        return self.directory / f"{safe_name(str(case['case_id']))}-{self._key(case, hashes)[:16]}"
 
     @staticmethod
     def _side_car(stem: Path) -> Path:
@@ -156,13 +186,13 @@ class BrainBoxCache:
     def _load(self, stem: Path) -> BrainBox:
         meta = _read_side_car(self._side_car(stem))
         paths = self._arrays(stem)
-        stamps = tuple(_stamp(path) for path in paths.values())
+        stamps = tuple(FileStamp.of(path) for path in paths.values())
         if self._intact.get(str(stem)) != stamps:
             for part, path in paths.items():
                 if sha256(path) != meta["files"][part]:
                     raise ValueError(f"{path} does not have the checksum in its side-car")
             self._intact[str(stem)] = stamps
-        image, brain = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths.values())
+        image, brain = (_mapped(path) for path in paths.values())
         shape = meta["source_shape"]
         return BrainBox(
             case_id=str(meta["case_id"]),
@@ -197,6 +227,13 @@ def _read_side_car(path: Path) -> dict[str, Any]:
     return content
 
 
-def _stamp(path: str | Path) -> _Stamp:
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
+def _mapped(path: Path) -> NDArray[Any]:
+    """Map an array into memory; unlike NumPy's, the mapping holds no file handle, so thousands can be kept."""
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        offset = file.tell()
+    whole = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
+    array = whole[offset:].view(dtype).reshape(shape)
+    array.flags.writeable = False
+    return array

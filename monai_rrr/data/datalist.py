@@ -14,7 +14,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import unicodedata
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,9 +26,26 @@ from monai_rrr.data.discovery import EXPECTED_NAMES, find_cases
 from monai_rrr.errors import DataError, DatasetError
 from monai_rrr.utils.enums import MODALITIES
 
-__all__ = ["Case", "load_datalist"]
+__all__ = ["Case", "Listing", "duplicate_cases", "list_cases", "load_datalist", "normal_id", "relative"]
 
 Case: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What :func:`list_cases` found.
+
+    Args:
+        cases: the cases, sorted by ``case_id``.
+        faults: what is wrong with the list or the folder.
+        notes: what was left out.
+        root: folder that paths in messages are relative to.
+    """
+
+    cases: list[Case]
+    faults: list[DataError]
+    notes: list[DataError]
+    root: Path
 
 
 def load_datalist(
@@ -55,7 +75,33 @@ def load_datalist(
 
     Raises:
         DataError: When the source can't be read, or holds no case.
-        DatasetError: All faults of the cases: missing or ambiguous modalities, missing labels.
+        DatasetError: All faults of the cases: missing or ambiguous modalities, missing labels, an id that occurs twice.
+        ValueError: When ``modalities`` or ``require`` names an unknown modality.
+    """
+    found = list_cases(source, modalities, [section], with_labels, require)
+    if found.faults:
+        raise DatasetError(relative(fault, found.root) for fault in found.faults)
+    return found.cases
+
+
+def list_cases(
+    source: str | Path,
+    modalities: Sequence[str] | None = None,
+    sections: Sequence[str] = ("training",),
+    with_labels: bool | None = None,
+    require: Sequence[str] = (),
+) -> Listing:
+    """List the cases of a data set with all faults, instead of raising them; see :func:`load_datalist`.
+
+    Args:
+        source: as there.
+        modalities: as there.
+        sections: sections of a JSON datalist, whose cases must all be different.
+        with_labels: as there.
+        require: as there.
+
+    Raises:
+        DataError: When the source can't be read, or holds no case.
         ValueError: When ``modalities`` or ``require`` names an unknown modality.
     """
     wanted = _check_names("modalities", modalities)
@@ -68,7 +114,10 @@ def load_datalist(
     else:
         kind = "a file of another kind" if source.exists() else "nothing"
         raise DataError("source-missing", f"expected a folder or a JSON datalist, got {kind}", path=source)
-    cases, faults = find_cases(source) if json_file is None else read_datalist(json_file, section, wanted)
+    if json_file is None:
+        cases, faults, notes = find_cases(source)
+    else:
+        cases, faults, notes = read_datalist(json_file, sections, wanted)
     if not cases and not faults:
         raise DataError(
             "no-cases",
@@ -78,9 +127,48 @@ def load_datalist(
         )
     cases = [_select(case, wanted, with_labels) for case in cases]
     faults += [fault for case in cases for fault in _missing(case, wanted or MODALITIES, needed, with_labels)]
-    if faults:
-        raise DatasetError(faults)
-    return sorted(cases, key=lambda case: str(case["case_id"]))
+    cases.sort(key=lambda case: str(case["case_id"]))
+    faults += duplicate_cases(cases)
+    return Listing(cases, faults, notes, source if source.is_dir() else source.parent)
+
+
+def duplicate_cases(cases: Sequence[Mapping[str, Any]]) -> list[DataError]:
+    """Return a fault for every case id that occurs twice; capitals, blanks and forms of Unicode do not count."""
+    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for case in cases:
+        groups[normal_id(str(case.get("case_id")))].append(case)
+    faults = []
+    for group in groups.values():
+        if len(group) > 1:
+            places = [f"{c.get('case_id')!r} in {next(iter(_paths(c)), 'no file')}" for c in group]
+            message = f"expected each case id once (capitals do not count), got {' and '.join(places)}"
+            faults.append(DataError("duplicate-case", message, case_id=str(group[0].get("case_id")), field="case_id"))
+    return faults
+
+
+def normal_id(case_id: str) -> str:
+    """Return what two ids have in common that a file system or a spreadsheet may take for the same."""
+    return unicodedata.normalize("NFC", case_id.strip()).casefold()
+
+
+def relative(fault: DataError, root: str | Path | None) -> DataError:
+    """Return the fault with its path relative to ``root``, if it lies inside."""
+    if root is None or fault.path is None or "\0" in fault.path:
+        return fault
+    base, path = os.path.abspath(root), os.path.abspath(fault.path)
+    try:
+        inside = os.path.commonpath([base, path]) == base
+    except ValueError:
+        inside = False
+    if not inside:
+        return fault
+    where = {"case_id": fault.case_id, "field": fault.field, "hint": fault.hint}
+    return type(fault)(fault.code, fault.message, path=os.path.relpath(path, base), **where)
+
+
+def _paths(case: Mapping[str, Any]) -> list[Any]:
+    modalities = case.get("modalities")
+    return list(modalities.values()) if isinstance(modalities, Mapping) else []
 
 
 def _check_names(argument: str, names: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -36,44 +36,84 @@ def is_msd_folder(folder: Path) -> bool:
 
 
 def read_datalist(
-    file: Path, section: str, modalities: Sequence[str] | None
-) -> tuple[list[dict[str, Any]], list[DataError]]:
-    """Read one section of a JSON datalist; relative paths are relative to the JSON file.
+    file: Path, sections: Sequence[str], modalities: Sequence[str] | None
+) -> tuple[list[dict[str, Any]], list[DataError], list[DataError]]:
+    """Read sections of a JSON datalist; relative paths are relative to the JSON file.
 
     An entry is a case (``case_id`` and ``modalities``), or has ``image``: one path of a 4-D file, or a list with one
     path per modality. Their order comes from the file's ``modality`` map, or else from ``modalities``.
 
     Args:
         file: the JSON file.
-        section: key of the list; a file that is a list itself has no sections.
+        sections: keys of the lists; a file that is a list itself has no sections.
         modalities: order of the files or volumes, when the file does not give it.
 
     Returns:
-        The cases, and the faults of single entries, each naming the entry's index.
+        The cases; the faults: of single entries, each naming the entry's index, and cases that another section has
+        too; and a note when files lie outside the folder of the JSON file.
 
     Raises:
         DataError: When the file is no datalist, or has no such section.
     """
     content = _load(file)
-    entries = content.get(section) if isinstance(content, dict) else content
-    if not isinstance(entries, list):
-        lists = [key for key, value in content.items() if isinstance(value, list)] if isinstance(content, dict) else []
-        raise DataError(
-            "datalist-section",
-            f"expected a list under {section!r}, got lists under {lists or 'no key'}",
-            field=section,
-            path=file,
-        )
     order = _declared_order(content, file) if isinstance(content, dict) else None
     if order is None and modalities is not None:
         order = tuple(modalities)
-    cases, faults = [], []
-    for index, entry in enumerate(entries):
-        try:
-            cases.append(_read_entry(entry, order, file.parent))
-        except _EntryError as error:
-            faults.append(DataError("datalist-entry", f"{error}", field=f"{section}[{index}]", path=file))
-    return cases, faults
+    cases: list[dict[str, Any]] = []
+    faults: list[DataError] = []
+    for section in sections if isinstance(content, dict) else sections[:1]:
+        entries = content.get(section) if isinstance(content, dict) else content
+        if not isinstance(entries, list):
+            lists = (
+                [key for key, value in content.items() if isinstance(value, list)] if isinstance(content, dict) else []
+            )
+            message = f"expected a list under {section!r}, got lists under {lists or 'no key'}"
+            raise DataError("datalist-section", message, field=section, path=file)
+        for index, entry in enumerate(entries):
+            try:
+                cases.append(_read_entry(entry, order, file.parent))
+            except _EntryError as error:
+                faults.append(DataError("datalist-entry", f"{error}", field=f"{section}[{index}]", path=file))
+    if isinstance(content, dict):
+        faults += _in_two_sections(content, sections, order, file)
+    return cases, faults, _outside(cases, file)
+
+
+def _in_two_sections(
+    content: dict[str, Any], sections: Sequence[str], order: tuple[str, ...] | None, file: Path
+) -> list[DataError]:
+    """Find cases and files of these sections in another section of the same file."""
+    places: dict[str, dict[str, str]] = {}
+    for section in [key for key, value in content.items() if isinstance(value, list)]:
+        for entry in content[section]:
+            try:
+                case = _read_entry(entry, order or MODALITIES[:1], file.parent)
+            except _EntryError:
+                continue
+            for what in (f"case {case['case_id']}", *map(str, case["modalities"].values())):
+                places.setdefault(what, {})[section] = case["case_id"]
+    faults: dict[tuple[tuple[str, str], ...], DataError] = {}
+    hint = "a case that trains must not test; keep it in one section"
+    for what, found in places.items():
+        if len(found) > 1 and set(found) & set(sections):
+            case_id = next(iter(found.values()))
+            message = f"expected each case in one section, got it in {' and '.join(found)}"
+            message += "" if what.startswith("case ") else f" (file {Path(what).name})"
+            faults.setdefault(
+                tuple(found.items()),
+                DataError("split-overlap", message, case_id=case_id, field="case_id", path=file, hint=hint),
+            )
+    return list(faults.values())
+
+
+def _outside(cases: Sequence[dict[str, Any]], file: Path) -> list[DataError]:
+    root = str(file.parent) + os.sep
+    paths = [path for case in cases for path in (*case["modalities"].values(), case.get("label")) if path]
+    outside = [path for path in paths if not path.startswith(root)]
+    if not outside:
+        return []
+    message = f"expected files below the folder of the datalist, got {len(outside)} elsewhere, such as {outside[0]}"
+    return [DataError("path-outside", message, field="datalist", path=file, hint="fine if you know where they are")]
 
 
 class _EntryError(Exception):
@@ -82,11 +122,23 @@ class _EntryError(Exception):
 
 def _load(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
+        return json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise DataError("datalist-json", f"expected JSON text, got {error}", path=file) from error
     except OSError as error:
         raise DataError("file-unreadable", f"expected a readable file, got {error.strerror}", path=file) from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    twice = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
+    if twice:
+        raise ValueError(f"the key {twice[0]!r} twice in one object")
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name}, which is not JSON")
 
 
 def _declared_order(content: dict[str, Any], file: Path) -> tuple[str, ...] | None:
@@ -135,7 +187,7 @@ def _read_case(entry: dict[str, Any], root: Path) -> dict[str, Any]:
     for key, value in (("modalities", paths), ("volumes", volumes)):
         if not isinstance(value, dict) or not set(value) <= set(MODALITIES):
             raise _EntryError(f"expected {key} to map names out of {MODALITIES}, got {value!r}")
-    if not all(isinstance(index, int) and index >= 0 and name in paths for name, index in volumes.items()):
+    if not all(type(index) is int and index >= 0 and name in paths for name, index in volumes.items()):
         raise _EntryError(f"expected volumes to map names of modalities to indices from 0, got {volumes!r}")
     case = {"modalities": {name: _path(path, root, name) for name, path in paths.items()}}
     return {**case, "volumes": dict(volumes)} if volumes else case

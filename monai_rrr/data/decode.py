@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -37,22 +39,33 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
         max_bytes: refuse longer files.
 
     Raises:
-        DataError: When it is missing, a folder, unreadable, of another suffix, empty or too long.
+        DataError: When it is missing, a folder or a device, unreadable, of another suffix, empty or too long.
     """
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise DataError("file-suffix", f"expected a name that ends in .nii or .nii.gz, got {path.name!r}")
     try:
         if path.is_dir():
             raise DataError("file-folder", "expected a file, got a folder", hint="give the file inside the folder")
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise DataError("file-size", f"expected at most {max_bytes} bytes, got {size}")
-        raw = path.read_bytes()
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError("file-kind", "expected a file with content, got a pipe, a socket or a device")
+        if status.st_size > max_bytes:
+            raise DataError("file-size", f"expected at most {max_bytes} bytes, got {status.st_size}")
+        with path.open("rb") as file:
+            raw = file.read(max_bytes + 1)
     except FileNotFoundError:
-        message = "expected a file, found none"
-        raise DataError("file-missing", message, hint="check the name and the data folder") from None
+        if path.is_symlink():
+            message, hint = (
+                f"expected a file, got a link to {os.readlink(path)}, where there is none",
+                "fetch the target",
+            )
+        else:
+            message, hint = "expected a file, found none", "check the name and the data folder"
+        raise DataError("file-missing", message, hint=hint) from None
     except OSError as error:
         raise DataError("file-unreadable", f"expected a readable file, got {error.strerror}") from error
+    except ValueError as error:
+        raise DataError("file-missing", f"expected the name of a file, got one that can't exist: {error}") from None
     if not raw:
         raise DataError("file-empty", "expected a NIfTI file, got 0 bytes", hint="copy or download the file again")
     return raw

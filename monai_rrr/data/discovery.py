@@ -65,7 +65,7 @@ def match_name(name: str) -> tuple[str, str] | None:
     return None if found is None else (found["case"] or "", _FIELD[found["alias"].lower()])
 
 
-def find_cases(root: Path) -> tuple[list[dict[str, Any]], list[DataError]]:
+def find_cases(root: Path) -> tuple[list[dict[str, Any]], list[DataError], list[DataError]]:
     """Find the cases below a folder: one per folder with images, or per name in a folder that holds several.
 
     A case is named by the common beginning of its image names, or by its folder when there is none. Hidden files
@@ -75,48 +75,80 @@ def find_cases(root: Path) -> tuple[list[dict[str, Any]], list[DataError]]:
         root: folder of case folders (at most four levels deep), or the folder of one case.
 
     Returns:
-        The cases in the order of their folders, and the faults: a modality that two files claim, a label alone.
+        The cases in the order of their folders; the faults: a modality that two files claim, a folder that can't be
+        read; and the notes: what is left out, and cases whose images have different beginnings.
     """
     cases: list[dict[str, Any]] = []
-    faults: list[DataError] = []
-    for folder, names in _folders(root):
+    walk = _Walk(root)
+    faults, notes = walk.faults, walk.notes
+    for folder, names in walk.found:
         for case_id, fields in _group(folder, names).items():
             for field, paths in fields.items():
                 if len(paths) > 1:
-                    faults.append(
-                        DataError(
-                            "ambiguous-file",
-                            f"expected one file, got {', '.join(path.name for path in paths)}",
-                            case_id=case_id,
-                            field=field,
-                            path=folder,
-                            hint="remove all but one",
-                        )
-                    )
+                    message = f"expected one file, got {', '.join(path.name for path in paths)}"
+                    where: dict[str, Any] = {"case_id": case_id, "field": field, "path": folder}
+                    faults.append(DataError("ambiguous-file", message, **where, hint="remove all but one"))
             modalities = {name: str(fields[name][0]) for name in MODALITIES if name in fields}
             case: dict[str, Any] = {"case_id": case_id, "modalities": modalities}
             if "label" in fields:
                 case["label"] = str(fields["label"][0])
             cases.append(case)
-    return cases, faults
+            beginnings = sorted({(match_name(Path(path).name) or ("",))[0] for path in modalities.values()})
+            if len(beginnings) > 1:
+                message = f"expected images that begin alike, got {' and '.join(map(repr, beginnings))}"
+                hint = "fine if they are of one patient; otherwise one folder per case, or a datalist in JSON"
+                notes.append(DataError("mixed-names", message, case_id=case_id, path=folder, hint=hint))
+    return cases, faults, notes
 
 
-def _folders(root: Path) -> list[tuple[Path, list[str]]]:
-    """List folder and matching file names, without entering a folder twice."""
-    found: list[tuple[Path, list[str]]] = []
-    seen: set[str] = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        depth = len(Path(folder).relative_to(root).parts)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and depth < MAX_DEPTH)
-        matching = sorted(name for name in names if match_name(name) is not None)
-        if matching:
-            found.append((Path(folder), matching))
-    return found
+class _Walk:
+    """Folders with names that match, found without entering a folder twice; and what was left out."""
+
+    def __init__(self, root: Path) -> None:
+        self.found: list[tuple[Path, list[str]]] = []
+        self.faults: list[DataError] = []
+        self.notes: list[DataError] = []
+        seen: set[str] = set()
+        for folder, subfolders, names in os.walk(root, onerror=self._unreadable, followlinks=True):
+            here, real = Path(folder), os.path.realpath(folder)
+            if real in seen:
+                subfolders.clear()
+                self._ignore(here, "a folder that was read already under another name")
+                continue
+            seen.add(real)
+            # A folder with the name of an image is no image, but must not vanish: it is found unreadable later.
+            images = sorted(name for name in (*names, *subfolders) if match_name(name) is not None)
+            self._sort(here, len(here.relative_to(root).parts), subfolders)
+            for name in sorted(set(names) - set(images)):
+                self._ignore(here / name, _reason(name))
+            if images:
+                self.found.append((here, images))
+        self.found.sort(key=lambda pair: pair[0].parts)
+
+    def _sort(self, here: Path, depth: int, subfolders: list[str]) -> None:
+        """Keep the subfolders to enter, in order."""
+        for name in sorted(subfolders):
+            if name.startswith("."):
+                self._ignore(here / name, "a hidden folder")
+            elif depth >= MAX_DEPTH:
+                self._ignore(here / name, f"a folder more than {MAX_DEPTH} levels deep")
+        plain = (name for name in subfolders if not name.startswith(".") and match_name(name) is None)
+        subfolders[:] = sorted(name for name in plain if depth < MAX_DEPTH)
+
+    def _ignore(self, path: Path, reason: str) -> None:
+        self.notes.append(DataError("ignored", f"expected images and labels by name, left out {reason}", path=path))
+
+    def _unreadable(self, error: OSError) -> None:
+        message = f"expected a readable folder, got {error.strerror}"
+        self.faults.append(DataError("folder-unreadable", message, path=error.filename))
+
+
+def _reason(name: str) -> str:
+    if name.startswith("."):
+        return "a hidden file"
+    if name.lower().endswith((".nii", ".nii.gz")):
+        return "a NIfTI file whose name says no modality"
+    return "a file of another kind"
 
 
 def _group(folder: Path, names: list[str]) -> dict[str, dict[str, list[Path]]]:

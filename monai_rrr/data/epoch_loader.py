@@ -25,6 +25,7 @@ import torch
 from monai.data.utils import set_rnd
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from monai_rrr.data.loader import CaseLoader, named_errors
 from monai_rrr.errors import TrainingError
 from monai_rrr.utils.seeds import derive_seed, seed_all
 
@@ -62,6 +63,7 @@ class EpochLoader:
 
     Raises:
         TrainingError: ``loader-empty``.
+        RRRError: From an iteration: what a transform raised, as :class:`~monai_rrr.data.CaseLoader` raises it.
         ValueError: When the loader has no length.
 
     Example:
@@ -94,7 +96,7 @@ class EpochLoader:
         seed_all(self.seed, _ORDER, epoch)
         self._iterator = iter(self._loader)
         _leave_dead_workers_to_the_loader()
-        return itertools.islice(self._iterator, 0 if self._skips else done, None)
+        return named_errors(itertools.islice(self._iterator, 0 if self._skips else done, None))
 
     def batches(self, sampler: Iterable[Iterable[int]]) -> Iterator[list[Key]]:
         """Yield (index, seed) of the samples of each batch, from the present position on."""
@@ -154,7 +156,7 @@ def _generators(sampler: Any) -> list[torch.Generator]:
 def _plain(loader: Any) -> bool:
     return (
         isinstance(loader, DataLoader)
-        and type(loader).__iter__ is DataLoader.__iter__
+        and type(loader).__iter__ in (DataLoader.__iter__, CaseLoader.__iter__)
         and loader.batch_sampler is not None
         and not isinstance(loader.dataset, IterableDataset)
     )

@@ -20,13 +20,18 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import SpatialResample, Transform
+from nibabel.orientations import io_orientation
 
 from monai_rrr.data.brain_box import tag_extents
 from monai_rrr.data.cache import BrainBoxCache
-from monai_rrr.data.nifti import read_verified
+from monai_rrr.data.nifti import check_sha256, locate, read_verified
+from monai_rrr.data.tags import check_tags
 from monai_rrr.errors import DataError
+from monai_rrr.utils.conventions import round_labels
 
 __all__ = ["LoadBrainBoxd"]
+
+UINT8_MAX = 255
 
 
 class LoadBrainBoxd(Transform):
@@ -42,7 +47,8 @@ class LoadBrainBoxd(Transform):
             references with full supervision, never for training by tags.
 
     Raises:
-        DataError: When ``tags`` are given, but not for this case, or a label is wanted and missing.
+        DataError: When ``tags`` are given, but not for this case or outside the image, or a label is wanted and
+            missing, or no label, or not the one that was verified.
 
     Example:
         >>> from monai.data import Dataset
@@ -65,6 +71,7 @@ class LoadBrainBoxd(Transform):
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Return the brain box of a case."""
         case_id = str(data["case_id"])
+        box = self.cache.get(data)
         extents = None
         if self.tags is not None:
             if case_id not in self.tags:
@@ -75,8 +82,10 @@ class LoadBrainBoxd(Transform):
                     field="tags",
                     hint="add a row for it, with blank cells for absent regions",
                 )
+            axes = io_orientation(box.source_affine)[:, 0].tolist()
+            check_tags(self.tags[case_id], slices=box.source_shape[axes.index(2)], case_id=case_id)
             extents = tag_extents(self.tags[case_id])
-        result = self.cache.get(data).as_dict()
+        result = box.as_dict()
         if extents is not None:
             result["tags"] = extents
         if self.with_label:
@@ -87,8 +96,17 @@ class LoadBrainBoxd(Transform):
         case_id = str(data["case_id"])
         if "label" not in data:
             raise DataError("label-missing", "expected a voxel mask of this case", case_id=case_id, field="label")
-        volume = read_verified(data["label"], case_id=case_id, field="label").canonical()
-        array = torch.from_numpy(np.ascontiguousarray(volume.array)).float()
+        path = data["label"]
+        volume = read_verified(path, case_id=case_id, field="label").canonical()
+        check_sha256(volume.sha256, self.cache.hashes.get(case_id, {}).get("label"), case_id, "label", path)
+        try:
+            values = round_labels(volume.array)
+        except DataError as error:
+            raise locate(error, case_id, "label", path) from None
+        if not (values.min() >= 0 and values.max() <= UINT8_MAX):
+            message = f"expected label values from 0 to {UINT8_MAX}, got {values.min()} to {values.max()}"
+            raise DataError("label-values", message, case_id=case_id, field="label", path=path)
+        array = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
         image = MetaTensor(array[None], affine=torch.from_numpy(volume.affine))
         resample = SpatialResample(mode="nearest", padding_mode="zeros")
         moved = resample(image, dst_affine=torch.from_numpy(box["affine"]), spatial_size=box["brain"].shape)

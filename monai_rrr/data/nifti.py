@@ -26,7 +26,7 @@ from monai_rrr.data.decode import decode, read_bytes
 from monai_rrr.data.geometry import checked_affine
 from monai_rrr.errors import DataError
 
-__all__ = ["MAX_BYTES", "NiftiVolume", "locate", "read_nifti", "read_verified", "select_volume"]
+__all__ = ["MAX_BYTES", "NiftiVolume", "check_sha256", "locate", "read_nifti", "read_verified", "select_volume"]
 
 HEADER_SIZE = 348
 FIRST_OFFSET = 352
@@ -135,20 +135,41 @@ def select_volume(image: NiftiVolume, volume: int | None) -> NiftiVolume:
         array = array[..., volume]
     elif volume not in (None, 0):
         raise DataError("volume", f"expected a 4-D image with volume {volume}, got 3-D {array.shape}")
-    array = _scale(array, image.header)
-    if array.dtype.kind == "f":
-        wrong = array.size - int(np.count_nonzero(np.isfinite(array)))
-        if wrong:
-            nans = int(np.count_nonzero(np.isnan(array)))
-            message = f"expected finite values, got {nans} NaN and {wrong - nans} infinite of {array.size} voxels"
-            raise DataError("non-finite", message)
-    return replace(image, array=array)
+    _check_finite(array)
+    scaled = _scale(array, image.header)
+    if scaled is not array and not np.isfinite(scaled).all():
+        slope, inter = float(image.header["scl_slope"]), float(image.header["scl_inter"])
+        message = f"expected values that fit in 32 bits, got an overflow by scl_slope {slope:g} and scl_inter {inter:g}"
+        raise DataError("header-scaling", message, hint="write the header again")
+    return replace(image, array=scaled)
+
+
+def _check_finite(array: np.ndarray[Any, Any]) -> None:
+    if array.dtype.kind != "f":
+        return
+    wrong = array.size - int(np.count_nonzero(np.isfinite(array)))
+    if wrong:
+        nans = int(np.count_nonzero(np.isnan(array)))
+        message = f"expected finite values, got {nans} NaN and {wrong - nans} infinite of {array.size} voxels"
+        raise DataError("non-finite", message)
 
 
 def locate(error: DataError, case_id: str | None, field: str | None, path: str | Path | None) -> DataError:
     """Add case, field and path to a fault; a field that it has stays, and the message then names the given one."""
     message = f"{field}: {error.message}" if error.field and field and error.field != field else error.message
     return DataError(error.code, message, case_id=case_id, field=error.field or field, path=path, hint=error.hint)
+
+
+def check_sha256(found: str, expected: str | None, case_id: str, field: str, path: str | Path) -> None:
+    """Refuse a file that is not the one that was checked.
+
+    Raises:
+        DataError: ``file-changed``, when ``expected`` is given and differs.
+    """
+    if expected is not None and found != expected:
+        message = f"expected the file with SHA-256 {expected[:12]} that was checked, got {found[:12]}"
+        hint = "the file was replaced; verify the data set again"
+        raise DataError("file-changed", message, case_id=case_id, field=field, path=path, hint=hint)
 
 
 def _parse_header(block: bytes) -> nib.Nifti1Header:
@@ -190,6 +211,9 @@ def _shape(header: nib.Nifti1Header) -> tuple[int, ...]:
         shape.pop()
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise DataError("header-dim", f"expected a 3-D or 4-D image of positive size, got dim {dims}")
+    if min(shape[:3]) == 1:
+        message = f"expected more than one slice along each axis, got the shape {tuple(shape)}"
+        raise DataError("header-dim", message, hint="put the slices of a volume into one file")
     return tuple(shape)
 
 

@@ -17,7 +17,7 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from monai_rrr.errors import DataError
 from monai_rrr.utils.enums import REGIONS
@@ -27,8 +27,12 @@ __all__ = ["COLUMNS", "read_rows"]
 COLUMNS = ("case_id", *(f"{region}_{end}" for region in REGIONS for end in ("first", "last")))
 
 
-def read_rows(path: str | Path) -> list[tuple[str, str, dict[str, Any]]]:
-    """Return place (such as ``"row 2"``), case id and raw span of each region of every row.
+Row: TypeAlias = tuple[str, str, dict[str, Any] | str]
+"""Place (such as ``"row 2"``), case id, and the raw span of each region or what is wrong with the row."""
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """Return all rows.
 
     Raises:
         DataError: When the file can't be read, or is no table of tags.
@@ -51,19 +55,20 @@ def read_rows(path: str | Path) -> list[tuple[str, str, dict[str, Any]]]:
         raise DataError("tags-format", f"expected a table, got {error}", field="tags", path=path) from error
 
 
-def _csv_rows(text: str, path: Path) -> list[tuple[str, str, dict[str, Any]]]:
+def _csv_rows(text: str, path: Path) -> list[Row]:
     header = text.partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=";" if header.count(";") > header.count(",") else ",")
     names = [name.strip() for name in next(reader, [])]
     if sorted(names) != sorted(COLUMNS):
         raise DataError("tags-format", f"expected the columns {COLUMNS}, got {names}", field="tags", path=path)
-    rows: list[tuple[str, str, dict[str, Any]]] = []
+    rows: list[Row] = []
     for cells in reader:
         if not any(cell.strip() for cell in cells):
             continue
         if len(cells) != len(names):
-            message = f"row {reader.line_num}: expected {len(names)} cells, got {len(cells)}"
-            raise DataError("tags-format", message, field="tags", path=path)
+            case_id = dict(zip(names, cells, strict=False)).get("case_id", "").strip()
+            rows.append((f"row {reader.line_num}", case_id, f"expected {len(names)} cells, got {len(cells)}"))
+            continue
         row = dict(zip(names, (cell.strip() for cell in cells), strict=True))
         spans = {r: _blank_to_none((row[f"{r}_first"], row[f"{r}_last"])) for r in REGIONS}
         rows.append((f"row {reader.line_num}", row["case_id"], spans))
@@ -74,7 +79,7 @@ def _blank_to_none(pair: tuple[str, str]) -> tuple[str, str] | None:
     return None if pair == ("", "") else pair
 
 
-def _json_rows(text: str, path: Path) -> list[tuple[str, str, dict[str, Any]]]:
+def _json_rows(text: str, path: Path) -> list[Row]:
     try:
         # A list of pairs instead of a dictionary, so that a case that occurs twice is seen.
         content = json.loads(text, object_pairs_hook=lambda pairs: pairs)
@@ -83,10 +88,13 @@ def _json_rows(text: str, path: Path) -> list[tuple[str, str, dict[str, Any]]]:
     if not isinstance(content, list) or not all(isinstance(pair, tuple) for pair in content):
         message = 'expected {"case": {"WT": [first, last], "TC": null, ...}, ...}'
         raise DataError("tags-format", f"{message}, got {type(content).__name__}", field="tags", path=path)
-    rows: list[tuple[str, str, dict[str, Any]]] = []
+    rows: list[Row] = []
     for number, (case_id, spans) in enumerate(content, start=1):
         if not isinstance(spans, list) or not all(isinstance(pair, tuple) for pair in spans):
             message = f"entry {number}: expected an object of regions, got {spans!r}"
             raise DataError("tags-format", message, case_id=case_id, field="tags", path=path)
-        rows.append((f"entry {number}", case_id, dict(spans)))
+        twice = sorted({name for name, _ in spans if [n for n, _ in spans].count(name) > 1})
+        rows.append(
+            (f"entry {number}", case_id, f"expected each region once, got {twice} twice" if twice else dict(spans))
+        )
     return rows

@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from monai_rrr.data.datalist import normal_id
 from monai_rrr.data.nifti import locate, read_verified
 from monai_rrr.data.tag_rows import COLUMNS, read_rows
 from monai_rrr.errors import DataError, DatasetError
@@ -33,6 +35,8 @@ from monai_rrr.utils.enums import REGIONS
 from monai_rrr.utils.files import atomic_write
 
 __all__ = ["Tags", "check_tags", "derive_tags", "read_tags", "slice_labels", "tag_budget", "write_tags"]
+
+_INTEGER = re.compile(r"-?[0-9]{1,6}\Z")
 
 Tags: TypeAlias = dict[str, tuple[int, int] | None]
 """Region to (first, last) slice, or None when the region is absent.
@@ -66,9 +70,12 @@ def read_tags(path: str | Path) -> dict[str, Tags]:
         try:
             if not case_id:
                 raise _RowError("case_id", "expected a case id, got nothing")
-            if case_id.casefold() in places:
-                raise _RowError("case_id", f"expected each case once, also in {places[case_id.casefold()]}")
-            places[case_id.casefold()] = place
+            known = normal_id(case_id)
+            if known in places:
+                raise _RowError("case_id", f"expected each case once, also in {places[known]}")
+            places[known] = place
+            if isinstance(spans, str):
+                raise _RowError("tags", spans)
             tags[case_id] = _parse(spans)
         except _RowError as error:
             message = f"{place}: {error.message}"
@@ -224,8 +231,9 @@ class _RowError(Exception):
 
 def _parse(spans: Mapping[str, Any]) -> Tags:
     """Check one case's spans; each is None or a pair of integers, or of their texts."""
-    unknown, missing = sorted(set(spans) - set(REGIONS)), [r for r in REGIONS if r not in spans]
-    if unknown or missing:
+    if not isinstance(spans, Mapping):
+        raise _RowError("regions", f"expected the regions {', '.join(REGIONS)}, got {spans!r}")
+    if set(spans) != set(REGIONS):
         raise _RowError("regions", f"expected the regions {', '.join(REGIONS)}, got {', '.join(map(str, spans))}")
     tags: Tags = {region: _parse_span(region, spans[region]) for region in REGIONS}
     for outer, inner in pairwise(REGIONS):
@@ -242,7 +250,7 @@ def _parse_span(region: str, span: Any) -> tuple[int, int] | None:
     if not isinstance(span, (list, tuple)) or len(span) != 2:
         raise _RowError(region, f"expected {region} to be [first, last] or null, got {span!r}")
     try:
-        if not all(isinstance(value, (int, str)) and not isinstance(value, bool) for value in span):
+        if not all(type(value) is int or (isinstance(value, str) and _INTEGER.match(value)) for value in span):
             raise ValueError
         first, last = int(span[0]), int(span[1])
     except ValueError:

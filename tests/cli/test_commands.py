@@ -113,7 +113,7 @@ def test_verify_names_every_fault_and_exits_with_2(cohort: Path) -> None:
 
 
 def test_verify_prints_json_for_programs(cohort: Path) -> None:
-    result = run("verify", cohort, "--convention", "brats2018", "--json")
+    result = run("verify", cohort, "--convention", "brats2018", "--json", "-")
     report = json.loads(result.stdout)
     assert (report["ok"], report["cases"], report["faults"]) == (True, 2, [])
 

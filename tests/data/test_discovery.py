@@ -57,7 +57,7 @@ def test_modality_of(name: str, expected: str | None) -> None:
 
 def test_nested_folders_and_one_case(tmp_path: Path) -> None:
     touch(tmp_path, "HGG/a/a_t1.nii.gz", "HGG/a/a_seg.nii.gz", "LGG/b/b_flair.nii.gz", "LGG/b/b_T1CE.nii")
-    cases, faults = find_cases(tmp_path)
+    cases, faults, _ = find_cases(tmp_path)
     assert not faults
     assert cases == [
         {
@@ -88,7 +88,7 @@ def test_label_with_a_stray_beginning_belongs_to_the_folder(tmp_path: Path) -> N
 
 def test_several_cases_in_one_folder(tmp_path: Path) -> None:
     touch(tmp_path, "a_t1.nii.gz", "a_t2.nii.gz", "b_t1.nii.gz", "b_t2.nii.gz", "b_seg.nii.gz")
-    cases, faults = find_cases(tmp_path)
+    cases, faults, _ = find_cases(tmp_path)
     assert not faults
     assert [(case["case_id"], sorted(case["modalities"]), "label" in case) for case in cases] == [
         ("a", ["t1", "t2"], False),
@@ -98,7 +98,7 @@ def test_several_cases_in_one_folder(tmp_path: Path) -> None:
 
 def test_two_files_for_one_modality(tmp_path: Path) -> None:
     touch(tmp_path, "a/a_t1ce.nii.gz", "a/a_t1gd.nii.gz", "b/b_t1.nii", "b/b_t1.nii.gz", "b/b_seg.nii.gz")
-    _, faults = find_cases(tmp_path)
+    _, faults, _ = find_cases(tmp_path)
     assert [(fault.code, fault.case_id, fault.field) for fault in faults] == [
         ("ambiguous-file", "a", "t1c"),
         ("ambiguous-file", "b", "t1"),
@@ -115,6 +115,6 @@ def test_d16_junk_links_and_loops(tmp_path: Path) -> None:
     (root / "b").symlink_to(elsewhere / "b")
     (root / "a" / "loop").symlink_to(root)
     (root / "again").symlink_to(elsewhere / "b")
-    cases, faults = find_cases(root)
+    cases, faults, _ = find_cases(root)
     assert not faults
     assert [case["case_id"] for case in cases] == ["a", "b"]
