@@ -58,7 +58,7 @@ PARTS = {
     "verify all files": ("once", "monai_rrr.data.verify_cases"),
     "hash files for the cache": ("once", "monai_rrr.data.cache.sha256"),
     "checkpoints": ("epoch", "monai_rrr.handlers.checkpoint.TrainingCheckpoint.save"),
-    "random states, order": ("epoch", "monai_rrr.engines.run.seed_all"),
+    "random states, order": ("epoch", "monai_rrr.engines.training.seed_all"),
     "random states, samples": ("epoch", "monai_rrr.data.epoch_loader.seed_all"),
     "random states, transforms": ("epoch", "monai_rrr.data.epoch_loader.set_rnd"),
     "seeds of samples": ("epoch", "monai_rrr.data.epoch_loader.derive_seed"),

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from .run import run
+from .training import run
 from .update import explanation_update
 from .views import PrepareViews
 

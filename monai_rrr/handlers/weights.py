@@ -62,15 +62,15 @@ class WeightsLoader:
 
     Args:
         network: takes the weights; unwrapped.
-        path: file written by :class:`WeightsExport`, or another one, see ``require_manifest``.
+        load_path: file written by :class:`WeightsExport`, or another one, see ``require_manifest``.
         require_manifest: False accepts a file without manifest, such as weights from elsewhere.
 
     Raises:
         CheckpointError: See :func:`~monai_rrr.utils.weights.load_weights`.
     """
 
-    def __init__(self, network: nn.Module, path: str | Path, require_manifest: bool = True) -> None:
-        self.network, self.path, self.require_manifest = network, Path(path), require_manifest
+    def __init__(self, network: nn.Module, load_path: str | Path, require_manifest: bool = True) -> None:
+        self.network, self.load_path, self.require_manifest = network, Path(load_path), require_manifest
 
     def attach(self, engine: Engine) -> None:
         """Register the handler."""
@@ -78,4 +78,4 @@ class WeightsLoader:
 
     def __call__(self, engine: Engine) -> None:
         """Load."""
-        load_weights(self.network, self.path, self.require_manifest)
+        load_weights(self.network, self.load_path, self.require_manifest)

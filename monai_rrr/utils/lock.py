@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
+import platform
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -109,6 +109,6 @@ def _locked(folder: Path) -> IO[str]:
         message = f"expected a folder that no other run writes, it is in use by {owner}"
         raise TrainingError("run-folder-locked", message, path=folder, hint=hint) from error
     file.truncate(0)
-    file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+    file.write(json.dumps({"pid": os.getpid(), "host": platform.node()}))
     file.flush()
     return file

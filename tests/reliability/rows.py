@@ -10,7 +10,7 @@
 # limitations under the License.
 
 
-"""Which test shows which row of the fault catalogue: a test is named after its row, ``test_d1_truncated_gz``."""
+"""Which test shows which row of the fault catalogue: a test is named after its rows, ``test_d1_truncated_gz``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 CATALOGUE = json.loads((Path(__file__).parent / "catalogue.json").read_text("utf-8"))
-ROW = re.compile(r"test_([dlgztmrpsvjhkf]\d{1,2})_")
+ROWS = re.compile(r"test((?:_[dlgztmrpsvjhkf]\d{1,2})+)_")
 
 
 def tests_by_row() -> dict[str, list[str]]:
@@ -29,7 +29,7 @@ def tests_by_row() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {row: [] for row in CATALOGUE["rows"]}
     for path in sorted(TESTS.rglob("test_*.py")):
         for node in ast.parse(path.read_text("utf-8")).body:
-            match = ROW.match(node.name) if isinstance(node, ast.FunctionDef) else None
-            if match:
-                found.setdefault(match[1].upper(), []).append(f"{path.relative_to(TESTS.parent)}::{node.name}")
+            match = ROWS.match(node.name) if isinstance(node, ast.FunctionDef) else None
+            for row in match[1].strip("_").upper().split("_") if match else ():
+                found.setdefault(row, []).append(f"{path.relative_to(TESTS.parent)}::{node.name}")
     return found

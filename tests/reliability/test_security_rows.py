@@ -184,7 +184,7 @@ def test_s2_other_formats_are_no_images(suffix: str, tmp_path: Path, canary: Pat
 def test_s4_a_datalist_is_never_evaluated(tmp_path: Path, canary: Path) -> None:
     code = f"$__import__('os').mkdir('{canary}')"
     case = {"case_id": code, "modalities": {"flair": code}, "_target_": "os.mkdir", "path": str(canary)}
-    (tmp_path / "list.json").write_text(json.dumps({"training": [case], "imports": [code]}))
+    (tmp_path / "list.json").write_text(json.dumps({"training": [case], "initialize": code}))
     (found,) = load_datalist(tmp_path / "list.json", with_labels=False)
     assert found["case_id"] == code
     assert not canary.exists()
