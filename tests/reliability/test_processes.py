@@ -32,6 +32,7 @@ from monai.data import Dataset
 from monai_rrr.errors import TrainingError
 
 Start = Callable[..., "subprocess.Popen[str]"]
+SCRIPT = Path(__file__).with_name("tiny_training.py")
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 
@@ -181,8 +182,6 @@ def test_p4_one_of_two_processes_fails(start: Start, tiny: Any, tmp_path: Path, 
 @pytest.mark.slow
 def test_j2_interrupt_of_a_notebook_cell(tiny: Any, reference: Any, tmp_path: Path) -> None:
     client = pytest.importorskip("jupyter_client", reason="needs the extra notebooks")
-    from .conftest import SCRIPT
-
     manager, kernel = client.manager.start_new_kernel(kernel_name="python3")
     try:
 
