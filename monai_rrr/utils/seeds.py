@@ -14,8 +14,10 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
-from ignite.utils import manual_seed
+import torch
 
 __all__ = ["derive_seed", "seed_all"]
 
@@ -40,5 +42,11 @@ def derive_seed(*keys: int) -> int:
 
 
 def seed_all(*keys: int) -> None:
-    """Set the random states of Python, NumPy and PyTorch (all devices) to :func:`derive_seed` of the keys."""
-    manual_seed(derive_seed(*keys))
+    """Set the random states of Python, NumPy and PyTorch (all devices) to :func:`derive_seed` of the keys.
+
+    As ignite's ``manual_seed``, which looks for a package for TPUs in each call: a millisecond for every sample.
+    """
+    seed = derive_seed(*keys)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  (what transforms of others draw from)
+    torch.manual_seed(seed)
