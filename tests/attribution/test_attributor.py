@@ -18,12 +18,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from monai_rrr.attribution import CAM, Attributor, GradCAM, record
+from monai_rrr.attribution import (
+    CAM,
+    Attributor,
+    GradCAM,
+    GuidedBackprop,
+    HiResCAM,
+    InputTimesGradient,
+    IntegratedGradients,
+    record,
+)
 
 ATTRIBUTORS: dict[str, Attributor] = {
     "cam": CAM("trunk", "head"),
     "grad_cam": GradCAM("trunk"),
     "grad_cam_early": GradCAM("trunk.0", relu=False),
+    "hirescam": HiResCAM("trunk.2"),
+    "input_x_gradient": InputTimesGradient("none"),
+    "ixg_ln": InputTimesGradient(),
+    "guided": GuidedBackprop(),
+    "integrated": IntegratedGradients(steps=4, steps_per_pass=3),
 }
 
 
@@ -31,7 +45,13 @@ class Classifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
-            nn.Conv3d(2, 4, 3, padding=1), nn.BatchNorm3d(4), nn.Softplus(), nn.Conv3d(4, 4, 1), nn.Dropout3d(0.2)
+            nn.Conv3d(2, 4, 3, padding=1),
+            nn.BatchNorm3d(4),
+            nn.LeakyReLU(0.3, inplace=True),
+            nn.GroupNorm(2, 4),
+            nn.Softplus(),
+            nn.Conv3d(4, 4, 1),
+            nn.Dropout3d(0.2),
         )
         self.head = nn.Linear(4, 3)
 
@@ -79,7 +99,9 @@ def test_nothing_is_touched(attribute: Attributor, network: nn.Module) -> None:
     assert all((parameter.grad == 2.5).all() for parameter in network.parameters())
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
     assert all(not m._forward_hooks and not m._backward_hooks and not m._forward_pre_hooks for m in network.modules())
-    assert not trace.features[attribute.layers[0]].retains_grad
+    assert all(feature.is_leaf or not feature.retains_grad for feature in trace.features.values())
+    assert trace.image.grad is None
+    assert not torch.overrides._get_current_function_mode_stack()
 
 
 def test_a_trace_can_be_explained_again_and_trained_on(attribute: Attributor, network: nn.Module) -> None:
