@@ -77,7 +77,7 @@ class GuidedBackprop:
         _, gradients = input_gradients(trace, class_idx, rule, self.score)
         if rule.calls == 0:
             raise ValueError(
-                "expected a network that calls ReLU, ReLU6, LeakyReLU or PReLU, found none: "
+                "expected a network that calls ReLU, LeakyReLU or PReLU, found none: "
                 "guided backpropagation would be the plain gradient"
             )
         heatmap = torch.stack(gradients, dim=1).abs()

@@ -22,7 +22,7 @@ from monai_rrr.attribution.attributor import recorded
 from monai_rrr.attribution.gradient import class_gradients
 from monai_rrr.attribution.rules import BackwardRule, constant_statistics
 from monai_rrr.attribution.score import ClassScore, volume_score
-from monai_rrr.attribution.trace import INPUT, Trace, record
+from monai_rrr.attribution.trace import INPUT, Trace
 
 __all__ = ["InputTimesGradient"]
 

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,17 +105,19 @@ class IntegratedGradients:
         image, count = trace.image.detach(), len(shares)
         way = (image - self.baseline).unsqueeze(1) * shares.view(1, -1, *(1,) * (image.ndim - 1))
         points = (self.baseline + way).flatten(0, 1).requires_grad_(True)
-        kwargs = {
+        kwargs: dict[str, Any] = {
             name: value.repeat_interleave(count, 0)
             if isinstance(value, Tensor) and value.ndim and len(value) == len(image)
             else value
             for name, value in trace.forward_kwargs.items()
         }
         create_graph = torch.is_grad_enabled()
-        with torch.autocast(image.device.type, dtype=trace.autocast, enabled=trace.autocast is not None):
-            with torch.enable_grad():
-                # not the wrapper for several processes, which can't be called while a loss goes backward
-                logits = record(unwrapped(trace.network), points, (), update_statistics=False, **kwargs).logits
+        # not the wrapper for several processes, which can't be called while a loss goes backward
+        network = unwrapped(trace.network)
+        precision = torch.autocast(image.device.type, dtype=trace.autocast, enabled=trace.autocast is not None)
+        with precision, torch.enable_grad():
+            logits = record(network, points, (), update_statistics=False, **kwargs).logits
         with torch.set_grad_enabled(create_graph):
             gradients = class_gradients(logits, points, class_idx, self.score, image.ndim, "the image")
-        return torch.stack(gradients, 1).unflatten(0, (len(image), count)).sum(1)
+        total: Tensor = torch.stack(gradients, 1).unflatten(0, (len(image), count)).sum(1)
+        return total

@@ -73,12 +73,17 @@ class _Constant(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
         return None if ctx.rule.on else gradient, None
 
 
+def _constant(value: Tensor, rule: BackwardRule) -> Tensor:
+    result: Tensor = _Constant.apply(value, rule)  # type: ignore[no-untyped-call]
+    return result
+
+
 def guided_rectifiers() -> BackwardRule:
-    """Let only positive gradients pass back through a rectifier (ReLU, ReLU6, leaky and parametric ReLU)."""
+    """Let only positive gradients pass back through a rectifier (ReLU, leaky and parametric ReLU)."""
 
     def replacement(func: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def call(rule: BackwardRule, *args: Any, **kwargs: Any) -> Tensor:
@@ -89,7 +94,7 @@ def guided_rectifiers() -> BackwardRule:
 
         return call
 
-    rectifiers = (F.relu, F.relu6, F.leaky_relu, F.prelu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
+    rectifiers = (F.relu, F.leaky_relu, F.prelu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
     return BackwardRule({func: replacement(func) for func in rectifiers})
 
 
@@ -104,9 +109,9 @@ def constant_statistics(mean: bool) -> BackwardRule:
 
     def standardized(rule: BackwardRule, x: Tensor, dims: list[int], eps: float) -> Tensor:
         center = x.mean(dims, keepdim=True)
-        centered = x - (_Constant.apply(center, rule) if mean else center)
         variance = (x - center).square().mean(dims, keepdim=True)
-        return centered * _Constant.apply((variance + eps).rsqrt(), rule)
+        centered = x - (_constant(center, rule) if mean else center)
+        return centered * _constant((variance + eps).rsqrt(), rule)
 
     def scaled(out: Tensor, weight: Tensor | None, bias: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
         out = out if weight is None else out * single_precision(weight).view(shape)
