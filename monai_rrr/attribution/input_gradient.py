@@ -61,6 +61,7 @@ class InputTimesGradient:
 
     Example:
         >>> from torch import nn
+        >>> from monai_rrr.attribution.trace import record
         >>> block = [nn.Conv3d(2, 4, 3, bias=False), nn.InstanceNorm3d(4), nn.ReLU()]
         >>> network = nn.Sequential(*block, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3, bias=False))
         >>> trace = record(network, torch.rand(1, 2, 6, 6, 6), ())

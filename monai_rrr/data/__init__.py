@@ -17,6 +17,7 @@ from .brain_box import BrainBox, make_brain_box, tag_extents
 from .cache import BrainBoxCache
 from .datalist import Case, load_datalist
 from .load import LoadBrainBoxd
+from .mask_share import keep_labels
 from .nifti import NiftiVolume, read_verified
 from .phantom import generate_cohort
 from .split import leave_one_fold_out
@@ -24,6 +25,7 @@ from .tags import Tags, check_tags, derive_tags, read_tags, slice_labels, tag_bu
 from .verify import VerifyReport, verify_cases
 
 __all__ = [
+    "keep_labels",
     "BrainBox",
     "BrainBoxCache",
     "Case",
