@@ -110,13 +110,15 @@ class ISNetLoss(_Loss):
     def ranked_mean(self, values: Tensor, outside: Tensor) -> Tensor:
         """Global weighted rank pooling of the background, ``B T M``."""
         voxels = values.shape[-1]
+        background = outside.sum(3, keepdim=True)
         if self.decay is None:
-            decay = 1 - 1 / (self.fraction * outside.sum(3, keepdim=True)).clamp(min=1)
+            decay = 1 - 1 / (self.fraction * background).clamp(min=1)
             looked_at = self.fraction * voxels
         else:
             decay = torch.full_like(outside[..., :1], self.decay)
             looked_at = 1 / (1 - self.decay)
         count = min(voxels, math.ceil(10 * looked_at) + 1)
         largest = (values * outside).topk(count, dim=3).values
-        weight = decay ** torch.arange(count, device=values.device)
+        rank = torch.arange(count, device=values.device)
+        weight = decay**rank * (rank < background.clamp(min=1))
         return (largest * weight).sum(3) / weight.sum(3)
