@@ -25,6 +25,7 @@ from .layers import find_layers
 from .layout import ChannelsLast, TokenGrid
 from .normalize import normalize_l2, normalize_max, normalize_minmax, resize_heatmap
 from .pooling import masked_log_mean_exp
+from .probe import probe
 from .score import ClassScore, argmax_score, positive_score, volume_score
 from .trace import INPUT, Trace, record
 
@@ -49,6 +50,7 @@ __all__ = [
     "normalize_max",
     "normalize_minmax",
     "positive_score",
+    "probe",
     "record",
     "resize_heatmap",
     "volume_score",

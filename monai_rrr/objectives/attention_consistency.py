@@ -51,7 +51,8 @@ class AttentionConsistency:
 
     Args:
         attribute: the first explanation, made of both images; its grid should be at least 6 voxels wide.
-        second: the second explanation, such as :class:`~monai_rrr.attribution.InputTimesGradient` or, as published,
+        second: the second explanation, such as :class:`~monai_rrr.attribution.InputTimesGradient` with
+            ``per_modality`` (magnitudes are summed over the modalities, where it keeps their axis) or, as published,
             :class:`~monai_rrr.attribution.GuidedBackprop`.
         steepness: ``omega`` per standard deviation of ``E``.
         fill: what takes the place of the part that is masked out, see :func:`~monai_rrr.objectives.erasing.blend`.
