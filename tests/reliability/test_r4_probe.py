@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from monai.networks.nets import UNETR, DynUNet, SegResNet, SwinUNETR, UNet, ViT
+from monai.networks.blocks import TransformerBlock
+from monai.networks.nets import UNETR, DynUNet, SegResNet, SwinUNETR, UNet
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -41,7 +42,7 @@ class Classifier(nn.Module):
         self.use_flash_attention, self.reentrant = flash, reentrant
 
     def attend(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(2).transpose(1, 2).unsqueeze(1)
+        tokens = x.flatten(2).transpose(1, 2).contiguous().unsqueeze(1)
         if self.use_flash_attention:
             mixed = F.scaled_dot_product_attention(tokens, tokens, tokens)
         else:
@@ -58,9 +59,14 @@ def swin(size: int = 12) -> nn.Module:
     return SwinUNETR(in_channels=1, out_channels=2, feature_size=size, depths=(1, 1, 1, 1), spatial_dims=2)
 
 
-def vit(**options: Any) -> nn.Module:
-    size = {"hidden_size": 24, "mlp_dim": 24, "num_layers": 2, "num_heads": 2}
-    return ViT(1, (8, 8), (4, 4), classification=True, spatial_dims=2, post_activation="", **size, **options)
+class Transformer(nn.Module):
+    def __init__(self, flash: bool) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Conv2d(1, 8, 2, 2), nn.Linear(8, 3)
+        self.block = TransformerBlock(8, 8, 2, use_flash_attention=flash)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.block(self.embed(image).flatten(2).transpose(1, 2)).mean(1))
 
 
 def refused(network: nn.Module, attribute: Any, size: tuple[int, ...] = SIZE) -> ConfigError:
@@ -92,10 +98,12 @@ def test_r4_flash_attention() -> None:
 
 @needs_einops
 def test_r4_flash_attention_of_monai() -> None:
-    error = refused(vit(use_flash_attention=True), InputTimesGradient())
+    error = refused(Transformer(flash=True), InputTimesGradient())
     assert error.field == "use_flash_attention"
-    assert "2 modules, the first 'blocks.0.attn'" in error.message
-    assert probe(vit(), SIZE, InputTimesGradient()) == []
+    assert "the first 'block.attn'" in error.message
+    assert all(
+        "norm_cross" in n or "cross_attn" in n for n in probe(Transformer(flash=False), SIZE, InputTimesGradient())
+    )
 
 
 def test_r4_reentrant_checkpoint() -> None:
@@ -162,7 +170,7 @@ def test_r4_anything_else_says_double_backward() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return Once.apply(x)
 
-    network = nn.Sequential(nn.Conv2d(1, 2, 3), Square(), nn.Flatten())
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), Square(), nn.Flatten(), nn.Linear(72, 3))
     error = refused(network, InputTimesGradient())
     assert error.field == "network"
     assert "double backward fails: trying to differentiate twice" in error.message
@@ -177,7 +185,7 @@ def segresnet() -> nn.Module:
 
 
 def dynunet() -> nn.Module:
-    return DynUNet(3, 1, 2, [3, 3], [1, 2], [2], filters=[4, 8])
+    return DynUNet(3, 1, 2, [3, 3, 3], [1, 2, 1], [2, 1], filters=[4, 8, 8])
 
 
 def unetr() -> nn.Module:
