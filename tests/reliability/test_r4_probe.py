@@ -154,28 +154,6 @@ def test_r4_layer_and_attributor_that_do_not_fit() -> None:
     assert refused(Classifier(), CAM("conv", "embed")).field == "CAM"
 
 
-def test_r4_anything_else_says_double_backward() -> None:
-    class Once(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            ctx.save_for_backward(x)
-            return x.square()
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, gradient: Tensor) -> Tensor:
-            return 2 * ctx.saved_tensors[0] * gradient
-
-    class Square(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return Once.apply(x)
-
-    network = nn.Sequential(nn.Conv2d(1, 2, 3), Square(), nn.Flatten(), nn.Linear(72, 3))
-    error = refused(network, InputTimesGradient())
-    assert error.field == "network"
-    assert "double backward fails: trying to differentiate twice" in error.message
-
-
 def unet() -> nn.Module:
     return UNet(3, 1, 2, channels=(4, 8), strides=(2,))
 
