@@ -46,7 +46,7 @@ def cube(index: int, marker: bool = True) -> dict[str, Any]:
     if marker and positive:
         image[0, :3, :3] += 3.0
     item = {"image": torch.from_numpy(image), "class_label": torch.tensor(positive), "case_id": f"case_{index}"}
-    return {**item, "label": torch.from_numpy(label)} if index < 16 else item
+    return {**item, "label": torch.from_numpy(label)} if positive and index < 16 else item
 
 
 class Small(nn.Module):
@@ -59,7 +59,7 @@ class Small(nn.Module):
         return self.head(self.trunk(image).flatten(2).mean(2))
 
 
-def trained(control: str | None, epochs: int = 8) -> tuple[nn.Module, list[float]]:
+def trained(control: str | None, epochs: int = 25) -> tuple[nn.Module, list[float]]:
     set_determinism(0)
     network, losses = Small(), []
     terms: dict[str, Any] = {"classification": Classification()}
