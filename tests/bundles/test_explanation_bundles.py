@@ -105,7 +105,7 @@ def test_consistency_starts_from_the_other_bundles(
 def test_consistency_without_any_tag(guided: Any, cohort: Any, make_runner: Callable[..., Any]) -> None:
     runner = make_runner(CONSISTENT)
     weights = guided.root / "models" / "model.pt"
-    runner.train("finetune.yaml", dataset_dir=cohort.blind, tags_file=None, start_from=weights)
+    runner.train("finetune.yaml", dataset_dir=cohort.blind, tags_file="", start_from=weights)
     assert record_of(runner.root)["settings"]["unlabeled_cases"] == 4
     before = torch.load(weights, weights_only=True)["operating_point"]
     assert torch.equal(torch.load(runner.root / "models" / "model.pt", weights_only=True)["operating_point"], before)
