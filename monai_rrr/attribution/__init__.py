@@ -17,12 +17,17 @@ from .attributor import Attributor
 from .cam import CAM
 from .classmap import ClassMap
 from .gradcam import GradCAM
+from .guided import GuidedBackprop
+from .hirescam import HiResCAM
+from .input_gradient import InputTimesGradient
+from .integrated import IntegratedGradients
 from .layers import find_layers
 from .layout import ChannelsLast, TokenGrid
 from .normalize import normalize_l2, normalize_max, normalize_minmax, resize_heatmap
 from .pooling import masked_log_mean_exp
+from .probe import probe
 from .score import ClassScore, argmax_score, positive_score, volume_score
-from .trace import Trace, record
+from .trace import INPUT, Trace, record
 
 __all__ = [
     "CAM",
@@ -31,6 +36,11 @@ __all__ = [
     "ClassMap",
     "ClassScore",
     "GradCAM",
+    "GuidedBackprop",
+    "HiResCAM",
+    "INPUT",
+    "InputTimesGradient",
+    "IntegratedGradients",
     "TokenGrid",
     "Trace",
     "argmax_score",
@@ -40,6 +50,7 @@ __all__ = [
     "normalize_max",
     "normalize_minmax",
     "positive_score",
+    "probe",
     "record",
     "resize_heatmap",
     "volume_score",

@@ -26,7 +26,8 @@ __all__ = ["Attributor"]
 class Attributor(Protocol):
     """Maps a trace to heatmaps of the requested classes: nothing is kept, nothing of the network is touched.
 
-    Heatmaps are unnormalized, on the grid of the layer, and larger is more evidence for the class.
+    Heatmaps are unnormalized, on the grid of the layer or of the image, and larger is more evidence for the class. An
+    attributor that keeps the modality axis returns it after that of the classes.
     """
 
     @property
@@ -35,7 +36,7 @@ class Attributor(Protocol):
         ...
 
     def __call__(self, trace: Trace, class_idx: Tensor) -> Tensor:
-        """Return ``BTh[wd]`` for class indices ``B`` or ``BT``."""
+        """Return ``BTh[wd]``, or ``BTMh[wd]``, for class indices ``B`` or ``BT``."""
         ...
 
 

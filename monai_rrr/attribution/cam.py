@@ -37,6 +37,8 @@ class CAM:
     Args:
         layer: name of the layer whose output is averaged, ``BKh[wd]``.
         head: name of the head, a ``Linear`` or a convolution of kernel size 1 without groups, with K inputs.
+        detach_weights: take the weight of the head as a constant, so that a loss on the map trains the features only
+            (the literal reading of Eq. 1 of GAIN, arXiv 1802.10171).
 
     Shape:
         - class_idx: ``B`` or ``BT``. When the features hold several entries per sample in their batch axis, each row
@@ -64,6 +66,7 @@ class CAM:
 
     layer: str
     head: str
+    detach_weights: bool = False
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -82,7 +85,7 @@ class CAM:
         columns = class_columns(class_idx, features.shape[0])
         check_classes(columns, weight.shape[0])
         with torch.autocast(features.device.type, enabled=False):
-            rows = single_precision(weight)[columns]
+            rows = single_precision(weight.detach() if self.detach_weights else weight)[columns]
             return torch.einsum("bk...,btk->bt...", single_precision(features), rows) / features[0, 0].numel()
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from monai_rrr.attribution.attributor import check_classes, class_columns
 from monai_rrr.attribution.trace import Trace
 
 __all__ = ["ClassMap"]
@@ -28,13 +29,16 @@ class ClassMap:
 
     Where the class score is a pooling of the maps ``s_c`` of a 1x1x1 convolution,
     :math:`s_c(x) = \sum_k W_{ck} A_k(x) + b_c`, these maps are the closed-form CAM at every voxel, for all classes at
-    once, and cost nothing beyond the forward pass. In logits, unnormalized; larger is more evidence.
+    once, and cost nothing beyond the forward pass. In logits, unnormalized; larger is more evidence. With classes, an
+    :class:`~monai_rrr.attribution.Attributor`; without, all classes in the layout of the layer.
 
     Args:
         layer: layer whose output holds the maps.
 
     Shape:
-        - output: as recorded, ``B K h w [d]``, or ``B M K h w [d]`` with one map per modality.
+        - class_idx: ``B`` or ``BT``. Default: all classes.
+        - output with classes: ``B T h w [d]``, or ``B T M h w [d]`` with one map per modality.
+        - output without: as recorded, ``B K h w [d]``, or ``B M K h w [d]``.
 
     Example:
         >>> ClassMap("class_maps").layers
@@ -48,6 +52,14 @@ class ClassMap:
         """Names of the layers that must be recorded."""
         return (self.layer,)
 
-    def __call__(self, trace: Trace) -> Tensor:
-        """Return the recorded maps of all classes."""
-        return trace.features[self.layer]
+    def __call__(self, trace: Trace, class_idx: Tensor | None = None) -> Tensor:
+        """Return the recorded maps."""
+        maps = trace.features[self.layer]
+        if class_idx is None:
+            return maps
+        if maps.ndim > trace.image.ndim:
+            maps = maps.transpose(1, 2)
+        columns = class_columns(class_idx, len(maps))
+        check_classes(columns, maps.shape[1])
+        index = columns.reshape(*columns.shape, *(1,) * (maps.ndim - 2)).expand(-1, -1, *maps.shape[2:])
+        return maps.gather(1, index)

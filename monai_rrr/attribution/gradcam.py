@@ -19,13 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from monai_rrr.attribution.attributor import class_columns, recorded, single_precision
+from monai_rrr.attribution.attributor import recorded, single_precision
+from monai_rrr.attribution.gradient import class_gradients
 from monai_rrr.attribution.score import ClassScore, volume_score
 from monai_rrr.attribution.trace import Trace
 
 __all__ = ["GradCAM"]
-
-_HALF_SCALE = 1024.0  # lifts gradients of float16 logits above its smallest number; a power of two changes no digit
 
 
 @dataclass(frozen=True)
@@ -89,44 +88,29 @@ class GradCAM:
 
     def __call__(self, trace: Trace, class_idx: Tensor) -> Tensor:
         """Return the heatmaps of the requested classes."""
-        features = self._grid(recorded(trace, self.layer), trace.image.ndim)
-        heatmaps = []
+        features, gradients = layer_gradients(trace, self.layer, class_idx, self.score, self.reshape)
         with torch.autocast(features.device.type, enabled=False):
             features = single_precision(features)
-            for gradient in self._gradients(trace, class_idx):
-                gradient = self._grid(gradient, trace.image.ndim)
-                weights = gradient.flatten(2).mean(2)
-                heatmaps.append(torch.einsum("bk...,bk->b...", features, weights))
-            heatmap = torch.stack(heatmaps, dim=1)
+            weights = [gradient.flatten(2).mean(2) for gradient in gradients]
+            heatmap = torch.stack([torch.einsum("bk...,bk->b...", features, weight) for weight in weights], dim=1)
         return heatmap.relu() if self.relu else heatmap
 
-    def _gradients(self, trace: Trace, class_idx: Tensor) -> list[Tensor]:
-        source = trace.sources[self.layer]
-        if not (source.requires_grad and trace.logits.requires_grad):
-            raise ValueError(
-                f"layer '{self.layer}' or the logits carry no gradient: record the trace with gradients enabled, "
-                "with trainable parameters or an image that requires grad"
-            )
-        create_graph = torch.is_grad_enabled()
-        with torch.enable_grad():
-            logits = single_precision(trace.logits)
-            if logits.ndim == 3 and trace.image.ndim > 3:
-                logits = logits.sum(1)
-            scale = _HALF_SCALE if source.dtype == torch.float16 else 1.0
-            totals = self.score(logits, class_columns(class_idx, logits.shape[0])).sum(0) * scale
-            gradients = [
-                torch.autograd.grad(total, source, create_graph=create_graph, retain_graph=True, allow_unused=True)[0]
-                for total in totals
-            ]
-        if any(gradient is None for gradient in gradients):
-            raise ValueError(f"the logits do not depend on layer '{self.layer}'")
-        return [single_precision(trace.own(self.layer, gradient)) / scale for gradient in gradients]
 
-    def _grid(self, features: Tensor, ndim: int) -> Tensor:
-        grid = features if self.reshape is None else self.reshape(features)
-        if grid.ndim != ndim:
+def layer_gradients(
+    trace: Trace, layer: str, class_idx: Tensor, score: ClassScore, reshape: Callable[[Tensor], Tensor] | None
+) -> tuple[Tensor, list[Tensor]]:
+    """Return features of a recorded layer and their gradient for each class, both laid out as ``BKh[wd]``."""
+
+    def grid(tensor: Tensor) -> Tensor:
+        laid_out = tensor if reshape is None else reshape(tensor)
+        if laid_out.ndim != trace.image.ndim:
             raise ValueError(
-                f"Grad-CAM of layer '{self.layer}' needs features B C and {ndim - 2} spatial dimensions, "
-                f"got {tuple(grid.shape)}; pass reshape to lay out tokens"
+                f"the class activation map of layer '{layer}' needs features B C and {trace.image.ndim - 2} spatial "
+                f"dimensions, got {tuple(laid_out.shape)}; pass reshape to lay out tokens"
             )
-        return grid
+        return laid_out
+
+    features = grid(recorded(trace, layer))
+    name = f"layer '{layer}'"
+    found = class_gradients(trace.logits, trace.sources[layer], class_idx, score, trace.image.ndim, name)
+    return features, [grid(trace.own(layer, gradient)) for gradient in found]

@@ -26,7 +26,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from monai_rrr.attribution.exclusive import exclusive
 
-__all__ = ["Trace", "record"]
+__all__ = ["INPUT", "Trace", "record"]
+
+INPUT = "<image>"
+"""Name by which the image itself is recorded as if it were a layer, for attributors that differentiate by it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Trace:
         sources: layer name -> the tensor in the graph of ``logits``. Differs from ``features`` only after
             :meth:`split`, because a slice of the features is no ancestor of the logits. Default: ``features``.
         samples: first and last + 1 sample of the batch of ``sources`` that this trace shows. Default: all.
+        autocast: precision of the autocast under which the network was called, used again by :meth:`rerun`. Default:
+            none.
     """
 
     network: nn.Module
@@ -55,23 +60,36 @@ class Trace:
     forward_kwargs: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, Tensor] = field(default_factory=dict)
     samples: tuple[int, int] | None = None
+    autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if not self.sources:
             object.__setattr__(self, "sources", self.features)
 
-    def rerun(self, image: Tensor, *, update_statistics: bool, **forward_kwargs: Any) -> Trace:
-        """Call the same network on another image and record the same layers.
+    def rerun(
+        self, image: Tensor, *, update_statistics: bool, frozen_weights: bool = False, **forward_kwargs: Any
+    ) -> Trace:
+        """Call the same network on another image, in the same precision, and record the same layers.
 
         Args:
             image: ``BMH[WD]``.
             update_statistics: whether normalization statistics may move: ``True`` for images that are data (warped
                 ones), ``False`` for images that are not (erased ones). With ``False`` the network is called with cloned
                 buffers: the logits are those of a plain call in the current mode, all buffers stay bit-identical.
+            frozen_weights: call the network with detached parameters, so that gradient reaches the image only; buffers
+                are then cloned as well.
             forward_kwargs: replace those of this trace by name; the others are passed again.
         """
         kwargs = {**self.forward_kwargs, **forward_kwargs}
-        return record(self.network, image, self.layers, update_statistics=update_statistics, **kwargs)
+        with torch.autocast(image.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            return record(
+                self.network,
+                image,
+                self.layers,
+                update_statistics=update_statistics,
+                frozen_weights=frozen_weights,
+                **kwargs,
+            )
 
     def split(self) -> tuple[Trace, Trace]:
         """Split a batch of n samples followed by their n second views into the traces of the two halves.
@@ -123,11 +141,18 @@ class Trace:
             forward_kwargs=kwargs,
             sources=self.sources,
             samples=(offset + start, offset + stop),
+            autocast=self.autocast,
         )
 
 
 def record(
-    network: nn.Module, image: Tensor, layers: Sequence[str], *, update_statistics: bool = True, **forward_kwargs: Any
+    network: nn.Module,
+    image: Tensor,
+    layers: Sequence[str],
+    *,
+    update_statistics: bool = True,
+    frozen_weights: bool = False,
+    **forward_kwargs: Any,
 ) -> Trace:
     """Call a network once and keep the outputs of some layers, differentiable.
 
@@ -138,8 +163,10 @@ def record(
         network: any module; a ``DistributedDataParallel`` wrapper is called, but never named.
         image: ``BMH[WD]``.
         layers: dotted names of the layers, as in ``network.named_modules()``. Each must be called exactly once and
-            return one tensor that nothing overwrites in place later on.
+            return one tensor that nothing overwrites in place later on. :data:`INPUT` names the image: a copy that
+            requires grad is then passed on, unless the image requires it already.
         update_statistics: ``False`` calls the network with cloned buffers, see :meth:`Trace.rerun`.
+        frozen_weights: call the network with detached parameters, see :meth:`Trace.rerun`.
         forward_kwargs: further keyword arguments of the network's ``forward``; kept in the trace.
 
     Returns:
@@ -161,22 +188,30 @@ def record(
     if isinstance(layers, str):
         raise TypeError(f"layers must be a sequence of names, got the string '{layers}': write ['{layers}']")
     names = tuple(dict.fromkeys(layers))
-    modules = {name: _find(unwrapped(network), name) for name in names}
+    modules = {name: _find(unwrapped(network), name) for name in names if name != INPUT}
     image = _plain(image)
+    if INPUT in names and not image.requires_grad:
+        image = image.detach().clone().requires_grad_(True)
     kwargs = {name: _plain(value) for name, value in forward_kwargs.items()}
     with exclusive(network), _recording(modules) as outputs:
-        if update_statistics:
+        if update_statistics and not frozen_weights:
             result = network(image, **kwargs)
         else:
-            buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-            result = torch.func.functional_call(network, buffers, (image,), kwargs)
+            replaced = {name: buffer.clone() for name, buffer in network.named_buffers()}
+            if frozen_weights:
+                replaced |= {name: parameter.detach() for name, parameter in network.named_parameters()}
+            result = torch.func.functional_call(network, replaced, (image,), kwargs)
     logits = result[0] if isinstance(result, (tuple, list)) and result else result
     if not isinstance(logits, Tensor):
         raise TypeError(
             f"the network must return a tensor or a tuple or list that starts with one, got {_kind(result)}"
         )
-    features = {name: _checked(name, outputs[name]) for name in names}
-    return Trace(network, names, image, logits, features, kwargs)
+    features = {name: image if name == INPUT else _checked(name, outputs[name]) for name in names}
+    return Trace(network, names, image, logits, features, kwargs, autocast=_autocast(image.device.type))
+
+
+def _autocast(device: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _plain(value: Any) -> Any:

@@ -19,6 +19,7 @@ from .datalist import Case, load_datalist
 from .epoch_loader import EpochLoader
 from .load import LoadBrainBoxd
 from .loader import CaseLoader
+from .mask_share import keep_labels
 from .nifti import NiftiVolume, read_verified
 from .phantom import generate_cohort
 from .pseudonym import pseudonymize
@@ -28,6 +29,7 @@ from .verified_cache import VerifiedCache
 from .verify import VerifyReport, verify_cases, verify_dataset
 
 __all__ = [
+    "keep_labels",
     "BrainBox",
     "BrainBoxCache",
     "Case",

@@ -44,7 +44,8 @@ class LoadBrainBoxd(Transform):
         cache: where the brain boxes are.
         tags: case id -> tags of that case. None: no case has tags, as for inference.
         with_label: also read the voxel mask, as ``label`` (uint8, ``1XYZ``) on the grid of the box, nearest voxel; for
-            references with full supervision, never for training by tags.
+            training with masks, never for training by tags. None: where the case has one.
+        partial: a case without tags is unlabeled instead of an error.
 
     Raises:
         DataError: When ``tags`` are given, but not for this case or outside the image, or a label is wanted and
@@ -62,18 +63,20 @@ class LoadBrainBoxd(Transform):
         self,
         cache: BrainBoxCache,
         tags: Mapping[str, Mapping[str, tuple[int, int] | None]] | None = None,
-        with_label: bool = False,
+        with_label: bool | None = False,
+        partial: bool = False,
     ) -> None:
         self.cache = cache
         self.tags = tags
         self.with_label = with_label
+        self.partial = partial
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Return the brain box of a case."""
         case_id = str(data["case_id"])
         box = self.cache.get(data)
         extents = None
-        if self.tags is not None:
+        if self.tags is not None and (case_id in self.tags or not self.partial):
             if case_id not in self.tags:
                 raise DataError(
                     "tags-missing",
@@ -88,7 +91,7 @@ class LoadBrainBoxd(Transform):
         result = box.as_dict()
         if extents is not None:
             result["tags"] = extents
-        if self.with_label:
+        if self.with_label or (self.with_label is None and "label" in data):
             result["label"] = self._label(data, result)
         return result
 

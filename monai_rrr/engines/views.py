@@ -78,7 +78,10 @@ class PrepareViews:
         for key in ("present", "class_label"):
             batch[key] = torch.cat([batch[key], batch[key]])
         batch["slice_label"] = torch.cat([batch["slice_label"], warp.slices(batch["slice_label"])])
-        if "label" in batch:
-            label = batch["label"].to(image.dtype)
-            batch["label"] = torch.cat([label, warp(label, "nearest")])
+        for key in ("label", "evidence_mask"):
+            if key in batch:
+                mask = batch[key].to(image.dtype)
+                batch[key] = torch.cat([mask, warp(mask, "nearest")])
+        if "has_mask" in batch:
+            batch["has_mask"] = torch.cat([batch["has_mask"]] * 2)
         return batch

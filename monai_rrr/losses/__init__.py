@@ -13,8 +13,18 @@
 
 from __future__ import annotations
 
+from .consistency import AttentionConsistencyLoss
+from .evidence import EvidenceLoss
 from .heatmap import HeatmapDistanceLoss
+from .isnet import ISNetLoss
 from .mutual_kl import MutualKLLoss
 from .nesting import NestingLoss
 
-__all__ = ["HeatmapDistanceLoss", "MutualKLLoss", "NestingLoss"]
+__all__ = [
+    "AttentionConsistencyLoss",
+    "EvidenceLoss",
+    "HeatmapDistanceLoss",
+    "ISNetLoss",
+    "MutualKLLoss",
+    "NestingLoss",
+]

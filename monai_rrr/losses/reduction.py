@@ -14,9 +14,10 @@
 from __future__ import annotations
 
 import torch
+from monai.utils import LossReduction
 from torch import Tensor
 
-__all__ = ["full_precision", "weighted_mean"]
+__all__ = ["broadcast_to_heatmap", "full_precision", "reduced", "weighted_mean"]
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -39,3 +40,22 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     total = weights.sum()
     kept = torch.where(weights > 0, values, torch.zeros_like(values))
     return (kept * weights).sum() / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def reduced(values: Tensor, reduction: str) -> Tensor:
+    """Mean, sum or the values themselves, by the name of MONAI's ``LossReduction``."""
+    if reduction == LossReduction.MEAN.value:
+        return values.mean()
+    return values.sum() if reduction == LossReduction.SUM.value else values
+
+
+def broadcast_to_heatmap(mask: Tensor, heatmap: Tensor, name: str) -> Tensor:
+    """Expand a mask, whose axes may be 1, to the shape and at least the precision of a heatmap.
+
+    Raises:
+        ValueError: When it does not fit.
+    """
+    fits = mask.ndim == heatmap.ndim and all(m in (1, h) for m, h in zip(mask.shape, heatmap.shape, strict=True))
+    if not fits or heatmap.ndim < 3:
+        raise ValueError(f"{name} {tuple(mask.shape)} does not match heatmap {tuple(heatmap.shape)}")
+    return mask.to(full_precision(heatmap[:0]).dtype).expand_as(heatmap)

@@ -13,21 +13,31 @@
 
 from __future__ import annotations
 
+from .attention_consistency import AttentionConsistency
+from .attention_mining import AttentionMining
 from .base import Objective, Term, Weight
-from .classification import TagClassification
+from .classification import Classification, TagClassification
 from .equivariance import CrossModalEquivariance, WithinModalEquivariance
+from .input_penalty import InputGradientPenalty
 from .mutual_learning import MutualLearning
 from .nesting import Nesting
 from .official2d import official2d
-from .schedule import Ramp
+from .right_reasons import RightReasons
+from .schedule import Alternation, Ramp
 from .voxel_supervision import VoxelSupervision
 
 __all__ = [
+    "Alternation",
+    "AttentionConsistency",
+    "AttentionMining",
+    "Classification",
     "CrossModalEquivariance",
+    "InputGradientPenalty",
     "MutualLearning",
     "Nesting",
     "Objective",
     "Ramp",
+    "RightReasons",
     "TagClassification",
     "Term",
     "VoxelSupervision",

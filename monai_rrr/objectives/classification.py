@@ -27,7 +27,47 @@ from monai_rrr.attribution.trace import Trace
 from monai_rrr.losses.reduction import weighted_mean
 from monai_rrr.objectives.views import brain_at
 
-__all__ = ["TagClassification", "tag_loss_by_modality"]
+__all__ = ["Classification", "TagClassification", "tag_loss_by_modality"]
+
+
+@dataclass(frozen=True)
+class Classification:
+    r"""Cross-entropy of a plain classifier: softmax for class indices, a sigmoid for each class for tags.
+
+    Averaged over what is known: a class index of -1 and a tag that is NaN do not count. Exactly 0 when nothing is
+    known.
+
+    Shape:
+        - trace.logits: ``B K``; batch: ``class_label``, long ``B``, or ``B K`` in [0, 1].
+
+    Raises:
+        ValueError: When logits and labels do not fit.
+
+    Example:
+        >>> from monai_rrr.attribution.trace import Trace
+        >>> trace = Trace(torch.nn.Identity(), (), torch.zeros(2, 1, 4), torch.zeros(2, 3), {})
+        >>> Classification()(trace, {"class_label": torch.tensor([1, -1])})
+        tensor(1.0986)
+    """
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """No layer is needed."""
+        return ()
+
+    def __call__(self, trace: Trace, batch: Mapping[str, Any]) -> Tensor:
+        """Return the loss."""
+        logits, label = trace.logits.float(), torch.as_tensor(batch["class_label"]).to(trace.logits.device)
+        if logits.ndim != 2 or label.shape not in (logits.shape[:1], logits.shape):
+            raise ValueError(
+                f"expected logits B K and class_label B or B K, got {tuple(logits.shape)} and {tuple(label.shape)}"
+            )
+        if label.ndim == 1:
+            value = F.cross_entropy(logits, label.long(), ignore_index=-1, reduction="none")
+            return weighted_mean(value, label >= 0)
+        known = ~label.isnan()
+        value = F.binary_cross_entropy_with_logits(logits, label.nan_to_num(0.0).float(), reduction="none")
+        return weighted_mean(value, known)
 
 
 @dataclass(frozen=True)

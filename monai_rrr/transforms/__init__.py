@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from .evidence_mask import EvidenceMaskd
 from .heatmap_output import HeatmapToLabeld, HeatmapToSourced, SaveHeatmapsd
 from .regions import LabelToRegionsd, to_labels, to_regions
 from .resample import resample_box
@@ -22,6 +23,7 @@ from .warp import RandomWarp, Warp
 from .whole_volume import WholeVolumed
 
 __all__ = [
+    "EvidenceMaskd",
     "HeatmapToLabeld",
     "HeatmapToSourced",
     "LabelToRegionsd",

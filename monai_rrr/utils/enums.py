@@ -47,6 +47,8 @@ class RRRKeys(StrEnum):
     CLASS_LABEL = "class_label"
     SLICE_LABEL = "slice_label"
     HEATMAP = "heatmap"
+    EVIDENCE_MASK = "evidence_mask"
+    HAS_MASK = "has_mask"
 
 
 MODALITIES: tuple[str, ...] = tuple(str(m) for m in Modality)

@@ -18,12 +18,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from monai_rrr.attribution import CAM, Attributor, GradCAM, record
+from monai_rrr.attribution import (
+    CAM,
+    Attributor,
+    GradCAM,
+    GuidedBackprop,
+    HiResCAM,
+    InputTimesGradient,
+    IntegratedGradients,
+    record,
+)
 
 ATTRIBUTORS: dict[str, Attributor] = {
     "cam": CAM("trunk", "head"),
     "grad_cam": GradCAM("trunk"),
     "grad_cam_early": GradCAM("trunk.0", relu=False),
+    "hirescam": HiResCAM("trunk.2"),
+    "input_x_gradient": InputTimesGradient("none"),
+    "ixg_ln": InputTimesGradient(),
+    "guided": GuidedBackprop(),
+    "integrated": IntegratedGradients(steps=4, steps_per_pass=2),
 }
 
 
@@ -31,7 +45,13 @@ class Classifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
-            nn.Conv3d(2, 4, 3, padding=1), nn.BatchNorm3d(4), nn.Softplus(), nn.Conv3d(4, 4, 1), nn.Dropout3d(0.2)
+            nn.Conv3d(2, 4, 3, padding=1),
+            nn.BatchNorm3d(4),
+            nn.LeakyReLU(0.3, inplace=True),
+            nn.GroupNorm(2, 4),
+            nn.Softplus(),
+            nn.Conv3d(4, 4, 1),
+            nn.Dropout3d(0.2),
         )
         self.head = nn.Linear(4, 3)
 
@@ -79,7 +99,9 @@ def test_nothing_is_touched(attribute: Attributor, network: nn.Module) -> None:
     assert all((parameter.grad == 2.5).all() for parameter in network.parameters())
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
     assert all(not m._forward_hooks and not m._backward_hooks and not m._forward_pre_hooks for m in network.modules())
-    assert not trace.features[attribute.layers[0]].retains_grad
+    assert all(feature.is_leaf or not feature.retains_grad for feature in trace.features.values())
+    assert trace.image.grad is None
+    assert not torch.overrides._get_current_function_mode_stack()
 
 
 def test_a_trace_can_be_explained_again_and_trained_on(attribute: Attributor, network: nn.Module) -> None:
@@ -103,3 +125,44 @@ def test_shape_and_batch_independence(attribute: Attributor) -> None:
 
 def test_zero_image_is_finite(attribute: Attributor) -> None:
     assert attribute(record(Classifier(), torch.zeros(2, 2, 4, 4, 4), attribute.layers), CLASSES).isfinite().all()
+
+
+def test_weight_gradients_by_finite_differences(attribute: Attributor) -> None:
+    network = Classifier().double().eval()
+    image, direction = torch.rand(2, 2, 4, 3, 4, dtype=torch.float64), torch.randn(2, 2, 4, 3, 4, dtype=torch.float64)
+
+    def value() -> Tensor:
+        heatmap = attribute(record(network, image, attribute.layers), CLASSES)
+        return (heatmap * direction).sum() + heatmap.square().sum()
+
+    parameters = [network.trunk[0].weight, network.trunk[3].weight, network.trunk[5].weight, network.head.weight]
+    for parameter, gradient in zip(parameters, torch.autograd.grad(value(), parameters), strict=True):
+        for index in (0, parameter.numel() - 1):
+            step, flat = 1e-6, parameter.data.view(-1)
+            flat[index] += step
+            above = value().detach()
+            flat[index] -= 2 * step
+            difference = (above - value().detach()) / (2 * step)
+            flat[index] += step
+            torch.testing.assert_close(gradient.flatten()[index], difference, rtol=1e-5, atol=1e-8)
+
+
+def test_nothing_is_left_after_an_exception(attribute: Attributor) -> None:
+    """A network that fails in a pass of the attributor's own, or an impossible class, leaves everything as it was."""
+    network = Classifier()
+    trace = record(network, torch.rand(2, 2, 4, 4, 4), attribute.layers)
+    good, bad = network.head, nn.Linear(5, 3)
+    random = torch.random.get_rng_state()
+    with pytest.raises(ValueError, match=r"class_idx must be in 0\.\.2, got \[3\]"):
+        attribute(trace, torch.tensor([3, 3]))
+    network.head = bad
+    if not attribute.layers:
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            attribute(trace, CLASSES)
+    network.head = good
+    assert not torch.overrides._get_current_function_mode_stack()
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert network.training
+    assert all(not m._forward_hooks and not m._backward_hooks for m in network.modules())
+    assert all(parameter.grad is None for parameter in network.parameters())
+    attribute(record(network, torch.rand(2, 2, 4, 4, 4), attribute.layers), CLASSES).sum().backward()

@@ -21,7 +21,7 @@ from monai.networks.nets import DenseNet121
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from monai_rrr.attribution import Trace, record
+from monai_rrr.attribution import INPUT, Trace, record
 
 
 def small_network(spatial_dims: int = 3) -> nn.Sequential:
@@ -277,3 +277,39 @@ class TestDistributed:
         network = DistributedDataParallel(small_network(), static_graph=True)
         with pytest.raises(ValueError, match="static_graph=True gives wrong gradients"):
             record(network, torch.rand(2, 1, 4, 4, 4), ["2"])
+
+
+def test_image_is_recorded_by_name() -> None:
+    network, image = small_network(), torch.rand(2, 1, 4, 4, 4)
+    trace = record(network, image, [INPUT, "2"])
+    assert trace.features[INPUT] is trace.image
+    assert trace.image.requires_grad
+    assert not image.requires_grad, "the image of the caller stays as it is"
+    assert torch.autograd.grad(trace.logits.sum(), trace.image)[0].abs().sum() > 0
+    asked = image.clone().requires_grad_(True)
+    assert record(network, asked, [INPUT]).image is asked
+
+
+def test_frozen_weights_let_gradient_reach_the_image_only() -> None:
+    network = small_network()
+    trace = record(network, torch.rand(2, 1, 4, 4, 4), ["2"])
+    before = buffers_of(network)
+    image = torch.rand(2, 1, 4, 4, 4, requires_grad=True)
+    frozen = trace.rerun(image, update_statistics=True, frozen_weights=True)
+    assert equal(before, buffers_of(network))
+    frozen.logits.square().sum().backward()
+    assert image.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert torch.equal(frozen.logits, network(image))
+
+
+def test_rerun_keeps_the_precision_of_the_trace() -> None:
+    network, image = nn.Sequential(nn.Conv3d(1, 2, 1), nn.Flatten()), torch.rand(2, 1, 2, 2, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        trace = record(network, image, ["0"])
+    assert trace.autocast == torch.bfloat16
+    assert trace.rerun(image, update_statistics=False).logits.dtype == torch.bfloat16
+    plain = record(network, image, ["0"])
+    assert plain.autocast is None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert plain.rerun(image, update_statistics=False).logits.dtype == torch.float32

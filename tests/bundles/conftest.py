@@ -24,7 +24,8 @@ from pathlib import Path
 
 import pytest
 
-BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "brats_mri_equivariant_cam"
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
+BUNDLE = "brats_mri_equivariant_cam"
 SMALL = {"spacing": 6.0, "roi_size": [32, 32, 8], "channels": [4]}
 SHORT = {"epochs": 3, "slabs_per_case": 2, "batch_size": 2, "val_interval": 3}
 
@@ -64,12 +65,12 @@ class Runner:
 
 
 @pytest.fixture(scope="session")
-def make_runner(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Runner]:
-    """Return a function that copies the bundle into a folder of its own."""
+def make_runner(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Runner]:
+    """Return a function that copies a bundle into a folder of its own."""
 
-    def make() -> Runner:
-        root = tmp_path_factory.mktemp("bundle") / BUNDLE.name
-        shutil.copytree(BUNDLE, root, ignore=shutil.ignore_patterns("eval", "*.pt", "*.ts", "*.onnx"))
+    def make(name: str = BUNDLE) -> Runner:
+        root = tmp_path_factory.mktemp("bundle") / name
+        shutil.copytree(BUNDLES / name, root, ignore=shutil.ignore_patterns("eval", "*.pt", "*.ts", "*.onnx"))
         return Runner(root)
 
     return make
@@ -96,7 +97,7 @@ def cohort(phantom_cohort: Path, make_cohort: Callable[[Path], Cohort]) -> Cohor
 
 
 @pytest.fixture(scope="session")
-def trained(cohort: Cohort, make_runner: Callable[[], Runner]) -> Runner:
+def trained(cohort: Cohort, make_runner: Callable[..., Runner]) -> Runner:
     """Return a bundle that was trained for some steps on cases without masks."""
     runner = make_runner()
     assert not list(cohort.blind.rglob("*seg*"))

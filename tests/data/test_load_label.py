@@ -71,3 +71,17 @@ def test_exception(tmp_path: Path):
     load = LoadBrainBoxd(BrainBoxCache(tmp_path / "cache"), with_label=True)
     with pytest.raises(DataError, match=r"\[label-missing\] case a, field label: expected a voxel mask of this case"):
         load(case)
+
+
+def test_masks_and_tags_of_some_cases_only(tmp_path: Path):
+    case = write_case(tmp_path)
+    bare = {key: value for key, value in case.items() if key != "label"}
+    tags = {"a": {"WT": (4, 9), "TC": None, "ET": None}}
+    cache = BrainBoxCache(tmp_path / "cache")
+    load = LoadBrainBoxd(cache, tags, with_label=None, partial=True)
+    assert "label" in load(case)
+    assert "label" not in load(bare)
+    assert "tags" in load(bare)
+    assert "tags" not in LoadBrainBoxd(cache, {}, partial=True)(bare)
+    with pytest.raises(DataError, match=r"\[tags-missing\] case a"):
+        LoadBrainBoxd(cache, {})(bare)

@@ -71,3 +71,14 @@ def test_missing_keys_are_named():
     del batch["slice_label"], batch["present"]
     with pytest.raises(ValueError, match=r"two views need .*, got a batch without \['present', 'slice_label'\]"):
         PrepareViews(RandomWarp())(batch)
+
+
+def test_evidence_masks_move_with_the_image():
+    batch = make_batch()
+    batch["evidence_mask"] = (batch["image"][:, :3] > 0.5).float()
+    batch["has_mask"] = torch.tensor([True, False])
+    prepared = PrepareViews(RandomWarp(seed=1))(batch, "cpu", False)
+    assert prepared["has_mask"].tolist() == [True, False] * 2
+    assert torch.equal(prepared["evidence_mask"][:2], batch["evidence_mask"])
+    moved = prepared["warp"](batch["evidence_mask"], "nearest")
+    assert torch.equal(prepared["evidence_mask"][2:], moved)

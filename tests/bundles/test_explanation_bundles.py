@@ -1,0 +1,132 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""The bundles of guided attention and attention consistency, as their users run them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+GUIDED, CONSISTENT = "brats_mri_guided_attention", "brats_mri_attention_consistency"
+
+
+def terms_of(root: Path) -> set[str]:
+    with (root / "eval" / "training.csv").open(newline="") as file:
+        return {row["term"] for row in csv.DictReader(file)}
+
+
+def record_of(root: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((root / "eval" / "run.json").read_text())
+    return record
+
+
+@pytest.fixture(scope="module")
+def guided(cohort: Any, make_runner: Callable[..., Any]) -> Any:
+    """Return a bundle that was trained on tags, and the masks of half of the cases."""
+    runner = make_runner(GUIDED)
+    runner.train(dataset_dir=cohort.masked, tags_file=cohort.tags, mask_share=0.5)
+    return runner
+
+
+def test_guided_training_reads_some_masks(guided: Any) -> None:
+    assert terms_of(guided.root) == {"total", "classification", "attention_mining", "guidance"}
+    record = record_of(guided.root)
+    assert record["status"] == "completed"
+    assert record["settings"]["masks"] == 2
+    assert record["weights"]["1.0"] == {"classification": 1.0, "attention_mining": 1.0, "guidance": 10.0}
+    assert torch.load(guided.root / "models" / "model.pt", weights_only=True)
+
+
+def test_guided_evaluation_and_inference(guided: Any, cohort: Any, tmp_path: Path) -> None:
+    guided.run("train.yaml", "evaluate.yaml", dataset_dir=cohort.masked, output_dir=tmp_path / "eval")
+    assert (tmp_path / "eval" / "metrics.csv").stat().st_size > 0
+    guided.run("inference.yaml", dataset_dir=cohort.blind, output_dir=tmp_path / "out", per_modality=False)
+    assert len(list((tmp_path / "out" / "cases").glob("*/*_pred.nii.gz"))) == 6
+
+
+def test_guided_training_runs_without_any_mask(cohort: Any, make_runner: Callable[..., Any]) -> None:
+    runner = make_runner(GUIDED)
+    runner.train("self_guidance.yaml", dataset_dir=cohort.blind, tags_file=cohort.tags)
+    assert terms_of(runner.root) == {"total", "classification", "attention_mining"}
+    assert record_of(runner.root)["settings"]["masks"] == 0
+
+
+@pytest.mark.parametrize("overlay", ["random_masks", "shuffled_masks", "inverted_masks"])
+def test_controls_of_guidance(overlay: str, guided: Any, cohort: Any, make_runner: Callable[..., Any]) -> None:
+    runner = make_runner(GUIDED)
+    runner.train(f"{overlay}.yaml", dataset_dir=cohort.masked, tags_file=cohort.tags, mask_share=0.5)
+    record = record_of(runner.root)
+    assert record["settings"]["mask_control"] == overlay.split("_")[0]
+    assert record["settings"]["masks"] == 2, "as many masks as the run that it is a control of"
+    first, second = (torch.load(r.root / "models" / "model.pt", weights_only=True) for r in (guided, runner))
+    assert any(not torch.equal(first[name], second[name]) for name in first), "the masks are others"
+
+
+def test_consistency_starts_from_the_other_bundles(
+    guided: Any, cohort: Any, make_runner: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Fine-tuning by consistency alone, on cases of which some have no tags."""
+    runner = make_runner(CONSISTENT)
+    lines = cohort.tags.read_text().splitlines()
+    (tmp_path / "tags.csv").write_text("\n".join(lines[:4]) + "\n")
+    weights = guided.root / "models" / "model.pt"
+    data = {"dataset_dir": cohort.blind, "tags_file": tmp_path / "tags.csv", "start_from": weights}
+    runner.train("finetune.yaml", learning_rate=1e-6, weight_decay=0.0, **data)
+    assert terms_of(runner.root) == {"total", "consistency"}
+    record = record_of(runner.root)
+    assert record["settings"]["fine_tuned"] is True
+    assert 1 <= record["settings"]["unlabeled_cases"] <= 3
+    before = torch.load(weights, weights_only=True)
+    after = torch.load(runner.root / "models" / "model.pt", weights_only=True)
+    for name in ("stem.weight", "head.weight"):
+        torch.testing.assert_close(after[name], before[name], atol=1e-3, rtol=0)
+        assert not torch.equal(after[name], before[name])
+
+
+def test_consistency_without_any_tag(guided: Any, cohort: Any, make_runner: Callable[..., Any]) -> None:
+    runner = make_runner(CONSISTENT)
+    weights = guided.root / "models" / "model.pt"
+    runner.train("finetune.yaml", dataset_dir=cohort.blind, tags_file="", start_from=weights)
+    assert record_of(runner.root)["settings"]["unlabeled_cases"] == 4
+    before = torch.load(weights, weights_only=True)["operating_point"]
+    assert torch.equal(torch.load(runner.root / "models" / "model.pt", weights_only=True)["operating_point"], before)
+
+
+@pytest.mark.parametrize("overlay", ["alternating", "shuffled_evidence", "random_evidence", "plain_cam"])
+def test_schedules_and_controls_of_consistency(overlay: str, cohort: Any, make_runner: Callable[..., Any]) -> None:
+    runner = make_runner(CONSISTENT)
+    shutil.copy(cohort.tags, runner.root / "tags.csv")
+    runner.train(f"{overlay}.yaml", dataset_dir=cohort.blind, tags_file=runner.root / "tags.csv")
+    found = terms_of(runner.root) - {"total"}
+    assert found <= {"classification", "consistency"}
+    if overlay != "alternating":
+        assert found == ({"classification"} if overlay == "plain_cam" else {"classification", "consistency"})
+
+
+@pytest.mark.parametrize("name", [GUIDED, CONSISTENT])
+def test_two_processes_end_with_one_network(name: str, cohort: Any, make_runner: Callable[..., Any]) -> None:
+    runner = make_runner(name)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    data = {"dataset_dir": cohort.masked, "tags_file": cohort.tags, "device": "cpu", "dist_backend": "gloo"}
+    runner.train("multi_gpu_train.yaml", launcher=launcher, slabs_per_case=4, **data)
+    assert record_of(runner.root)["processes"] == 2
+    assert [path.name for path in (runner.root / "models").glob("*.pt")] == ["model.pt"]
