@@ -21,6 +21,7 @@ import typer
 import monai_rrr
 
 from .console import set_debug
+from .decoy import decoy
 from .demo import demo
 from .explain import explain
 from .phantom import phantom
@@ -69,6 +70,7 @@ app.command()(verify)
 app.command()(tags)
 app.command()(explain)
 app.command()(report)
+app.command()(decoy)
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ from __future__ import annotations
 from .brain_box import BrainBox, make_brain_box, tag_extents
 from .cache import BrainBoxCache
 from .datalist import Case, load_datalist
+from .decoy import load_decoy, make_decoy, replay_decoy
+from .decoy_plan import DecoySettings
 from .load import LoadBrainBoxd
 from .nifti import NiftiVolume, read_verified
 from .phantom import generate_cohort
@@ -27,6 +29,7 @@ __all__ = [
     "BrainBox",
     "BrainBoxCache",
     "Case",
+    "DecoySettings",
     "LoadBrainBoxd",
     "NiftiVolume",
     "Tags",
@@ -36,9 +39,12 @@ __all__ = [
     "generate_cohort",
     "leave_one_fold_out",
     "load_datalist",
+    "load_decoy",
     "make_brain_box",
+    "make_decoy",
     "read_tags",
     "read_verified",
+    "replay_decoy",
     "slice_labels",
     "tag_budget",
     "tag_extents",
