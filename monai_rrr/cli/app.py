@@ -20,6 +20,7 @@ import typer
 
 import monai_rrr
 
+from .audit import audit
 from .console import set_debug
 from .decoy import decoy
 from .demo import demo
@@ -70,6 +71,7 @@ app.command()(verify)
 app.command()(tags)
 app.command()(explain)
 app.command()(report)
+app.command()(audit)
 app.command()(decoy)
 
 

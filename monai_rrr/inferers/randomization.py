@@ -76,7 +76,7 @@ def randomization_check(
 
 
 def randomized_copies(
-    network: nn.Module, image: Tensor, *, steps: int = 4, seed: int = 0, **forward_kwargs: Any
+    network: nn.Module, image: Tensor | None = None, *, steps: int = 4, seed: int = 0, **forward_kwargs: Any
 ) -> Iterator[tuple[float, nn.Module]]:
     """Yield copies of a network with more and more of its layers randomized, from the output to the input.
 
@@ -86,7 +86,8 @@ def randomized_copies(
 
     Args:
         network: is copied, never changed.
-        image: ``BMH[WD]``, to run a copy once.
+        image: ``BMH[WD]``, to run a copy once and see in which order layers are called. None: in that of their
+            definition, which makes no difference to the last copy.
         steps: number of copies.
         seed: of the permutations.
         forward_kwargs: further keyword arguments of the network's ``forward``.
@@ -141,10 +142,12 @@ def heatmap_similarity(first: Tensor, second: Tensor, brain: Tensor | None = Non
     return round(float(spearmanr(values[0].ravel(), values[1].ravel()).statistic), 6)
 
 
-def _order(network: nn.Module, image: Tensor, forward_kwargs: Mapping[str, Any]) -> list[str]:
+def _order(network: nn.Module, image: Tensor | None, forward_kwargs: Mapping[str, Any]) -> list[str]:
     """Names of the modules with parameters of their own, in the order of their first call."""
     probe = copy.deepcopy(network)
     own = {name: module for name, module in probe.named_modules() if list(module.parameters(recurse=False))}
+    if image is None:
+        return list(own)
     called: dict[str, None] = {}
 
     def hook_of(name: str) -> Callable[..., None]:

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from monai.networks.nets import ViT, resnet10
+from monai.networks.nets import ViT
 from monai.networks.nets.segresnet_ds import SegResEncoder
 from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor, nn
@@ -75,6 +75,11 @@ def test_tokens_are_laid_out_without_the_class_token() -> None:
     torch.testing.assert_close(record(network, image, ["features"]).features["features"], image)
 
 
+class Mean(nn.Module):
+    def forward(self, image: Tensor) -> Tensor:
+        return image.mean(2)
+
+
 def test_exception() -> None:
     image = torch.rand(1, 2, 8, 8, 8)
     with pytest.raises(ValueError, match="expected channels, num_classes and grid from 1, got 0, 2 and None"):
@@ -82,7 +87,7 @@ def test_exception() -> None:
     with pytest.raises(ValueError, match=r"expected features B 3 and 3 spatial dimensions, got \(1, 2, 8, 8, 8\)"):
         EncoderClassifier(nn.Identity(), 3, 2)(image)
     with pytest.raises(ValueError, match=r"expected features B 2 and 3 spatial dimensions, got \(1, 2\)"):
-        EncoderClassifier(resnet10(spatial_dims=3, n_input_channels=2, num_classes=2, widen_factor=0.125), 2, 2)(image)
+        EncoderClassifier(nn.Sequential(nn.Flatten(2), Mean()), 2, 2)(image)
     with pytest.raises(ValueError, match=r"expected tokens B 27 2, got \(1, 2, 8, 8, 8\)"):
         EncoderClassifier(nn.Identity(), 2, 2, grid=(3, 3, 3))(image)
 
