@@ -63,8 +63,9 @@ correlation inside the brain: 1 is the same map, 0 an unrelated one.</p>
 
 <h2 id="cases">Cases, worst first</h2>
 <p>Cases with a lesion come first, ordered by the share of the evidence that lies beside it; then those without, ordered
-by the share outside of the brain.{% if hidden %} The {{ shown|length }} worst of {{ count }} are shown.{% endif %} Axial slices are counted from 0 at the inferior end; the patient's right is on the left of the picture. The heatmap is
-scaled to its maximum and drawn above a tenth of it.</p>
+by the share outside of the brain. Axial slices are counted from 0 at the inferior end; the patient's right is on the
+left of the picture. The heatmap is scaled to its maximum and drawn above a tenth of it.
+{% if hidden %}The {{ shown|length }} worst of {{ count }} cases are shown.{% endif %}</p>
 {% for case in shown %}
 <section class="case">
 <h3>{{ loop.index }}. {{ case.case_id }}{% if not case.has_lesion %}

@@ -48,13 +48,11 @@ def test_figure_marks_front_and_weights() -> None:
     assert [axis.get_xlabel() for axis in figure.axes] == ["EPG", "IoU"]
     filled = []
     for axis in figure.axes:
-        dots = {
-            (line.get_xdata()[0], line.get_ydata()[0]): line for line in axis.get_lines() if len(line.get_xdata()) == 1
-        }
-        assert set(dots) == {(p.localization[axis.get_xlabel()], p.f1) for p in POINTS if len(dots)}
-        filled.append(
-            [to_hex(dots[p.localization[axis.get_xlabel()], p.f1].get_markerfacecolor()) != "#ffffff" for p in POINTS]
-        )
+        single = [line for line in axis.get_lines() if len(line.get_xdata()) == 1]
+        dots = {(line.get_xdata()[0], line.get_ydata()[0]): to_hex(line.get_markerfacecolor()) for line in single}
+        places = [(point.localization[axis.get_xlabel()], point.f1) for point in POINTS]
+        assert set(dots) == set(places)
+        filled.append([dots[place] != "#ffffff" for place in places])
         assert sorted(text.get_text() for text in axis.texts) == ["0", "1", "1", "10"]
     assert filled == [[True, True, True, False], [True, False, True, True]]
     [line] = [line for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 2]
