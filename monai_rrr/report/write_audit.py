@@ -127,7 +127,7 @@ def _numbers(audits: Sequence[CaseAudit], tolerance_mm: float) -> dict[str, Any]
     if lifts:
         facts.append(("lift", f"{_interval(lifts, '.2f')}: evidence in the lesion over that of the map {BRAIN_MAP}"))
     if hits:
-        text = f"{sum(hits):g} of {len(hits)} cases: strongest voxel in the lesion or within {tolerance_mm:g} mm"
+        text = f"{sum(hits):.0f} of {len(hits)} cases: strongest voxel in the lesion or within {tolerance_mm:g} mm"
         facts.append(("pointing game", text))
     facts.append(("no evidence", f"{silent} of {len(audits)} cases: no heatmap to judge, not part of the means"))
     return {"tables": tables, "facts": facts, "lead": _lead(with_lesion, audits)}
