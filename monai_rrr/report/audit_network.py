@@ -48,7 +48,7 @@ class NetworkUnderAudit:
         preprocessing: invertible, see :func:`~monai_rrr.report.mri_preprocessing`.
         region: lesion in which evidence should lie, ``"WT"``, ``"TC"`` or ``"ET"``. None: all labels but 0.
         convention: label convention; needed with a region.
-        device: where to compute.
+        device: where to compute; the network is moved there.
     """
 
     network: nn.Module
@@ -113,6 +113,7 @@ class NetworkUnderAudit:
         return randomization_check(self.network, batch, explain, steps=steps, brain=(batch != 0).any(1, keepdim=True))
 
     def _seen(self, image: Any) -> Tensor:
+        self.network.to(self.device)
         copy = type(image)(image.as_tensor().clone(), affine=image.affine.clone())
         seen: Tensor = self.preprocessing(copy).as_tensor()[None].to(self.device)
         return seen
