@@ -96,7 +96,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], list[object]]] = {
             "depths": [1, 1, 1, 1],
             "num_heads": [1, 1, 1, 1],
         },
-        ["--layer", "encoder3", "--size", 32, 32, 32],
+        ["--layer", "encoder3", "--size", 64, 32, 32],
     ),
 }
 
