@@ -22,7 +22,9 @@ import typer
 
 import monai_rrr
 
+from .audit import audit
 from .console import set_debug
+from .decoy import decoy
 from .demo import demo
 from .explain import explain
 from .phantom import phantom
@@ -74,6 +76,8 @@ app.command()(tags)
 app.command()(pseudonymize)
 app.command()(explain)
 app.command()(report)
+app.command()(audit)
+app.command()(decoy)
 app.command(context_settings=RUN_SETTINGS)(run)
 
 

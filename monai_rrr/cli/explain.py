@@ -25,9 +25,10 @@ from .console import guarded, out
 from .explain_bundle import run_inference
 from .verify import CONVENTION_HELP, DATA_HELP
 
-__all__ = ["explain"]
+__all__ = ["BUNDLE", "NETWORK", "SIZE_HELP", "explain"]
 
 BUNDLE, NETWORK = "With a bundle", "With any network"
+SIZE_HELP = "Voxels X Y Z around the center of the brain, for networks that take one size only (transformers)."
 
 
 @guarded
@@ -73,6 +74,7 @@ def explain(
     spacing: Annotated[
         float | None, typer.Option(min=0.1, help="Voxel size for the network in mm.", rich_help_panel=NETWORK)
     ] = None,
+    size: Annotated[tuple[int, int, int] | None, typer.Option(help=SIZE_HELP, rich_help_panel=NETWORK)] = None,
     network_id: Annotated[str, typer.Option(help="Entry of the config.", rich_help_panel=NETWORK)] = "network_def",
     trust_code: Annotated[
         bool,
@@ -105,7 +107,7 @@ def explain(
             from .explain_network import layers_of, run_network
 
             setting: dict[str, Any] = {"network_id": network_id, "trust_code": trust_code}
-            setting |= {"modalities": tuple(modality or ()), "spacing": spacing}
+            setting |= {"modalities": tuple(modality or ()), "spacing": spacing, "size": size}
             if list_layers:
                 for text in layers_of(source, config or Path(), checkpoint, **setting):
                     out().print(text, markup=False)

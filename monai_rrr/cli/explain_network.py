@@ -34,6 +34,7 @@ def run_network(
     trust_code: bool,
     modalities: Sequence[str],
     spacing: float | None,
+    size: Sequence[int] | None = None,
 ) -> list[Path]:
     """Explain every case; return the files.
 
@@ -48,6 +49,7 @@ def run_network(
         trust_code: let the config run code.
         modalities: input channels in order; empty for t1, t1c, t2, flair.
         spacing: voxel size for the network in mm.
+        size: voxels that the network takes; None for any.
     """
     import torch
 
@@ -75,7 +77,7 @@ def run_network(
         for case in counted(cases, step):
             image = read_image(case, names)
             found = explain_network(
-                network, image, layer, class_idx, preprocessing=mri_preprocessing(spacing), device=device
+                network, image, layer, class_idx, preprocessing=mri_preprocessing(spacing, size=size), device=device
             )
             files += write_explanation(found, image.as_tensor(), str(case["case_id"]), folder, names, provenance)
     return files
@@ -90,6 +92,7 @@ def layers_of(
     trust_code: bool,
     modalities: Sequence[str],
     spacing: float | None,
+    size: Sequence[int] | None = None,
 ) -> list[str]:
     """List the layers that can be explained, one text per layer, from a pass of the first case.
 
@@ -101,6 +104,7 @@ def layers_of(
         trust_code: let the config run code.
         modalities: input channels in order; empty for t1, t1c, t2, flair.
         spacing: voxel size for the network in mm.
+        size: voxels that the network takes; None for any.
     """
     from monai_rrr.attribution import find_layers
     from monai_rrr.data import load_datalist
@@ -110,7 +114,7 @@ def layers_of(
     names = tuple(modalities) or MODALITIES
     cases = load_datalist(source, with_labels=False, require=names)
     network = load_network(config, checkpoint, network_id, trust_code)
-    seen = mri_preprocessing(spacing)(read_image(cases[0], names)).as_tensor()[None]
+    seen = mri_preprocessing(spacing, size=size)(read_image(cases[0], names)).as_tensor()[None]
     found = find_layers(network, seen)
     width = max((len(name) for name in found), default=0)
     return [f"{name:{width}}  {' x '.join(str(n) for n in shape)}" for name, shape in found.items()]

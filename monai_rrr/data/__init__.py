@@ -16,6 +16,8 @@ from __future__ import annotations
 from .brain_box import BrainBox, make_brain_box, tag_extents
 from .cache import BrainBoxCache
 from .datalist import Case, load_datalist
+from .decoy import load_decoy, make_decoy, replay_decoy
+from .decoy_plan import DecoySettings
 from .epoch_loader import EpochLoader
 from .load import LoadBrainBoxd
 from .loader import CaseLoader
@@ -35,6 +37,7 @@ __all__ = [
     "Case",
     "CaseLoader",
     "EpochLoader",
+    "DecoySettings",
     "LoadBrainBoxd",
     "NiftiVolume",
     "Tags",
@@ -45,10 +48,13 @@ __all__ = [
     "generate_cohort",
     "leave_one_fold_out",
     "load_datalist",
+    "load_decoy",
     "make_brain_box",
     "pseudonymize",
+    "make_decoy",
     "read_tags",
     "read_verified",
+    "replay_decoy",
     "slice_labels",
     "tag_budget",
     "tag_extents",

@@ -14,6 +14,13 @@
 from __future__ import annotations
 
 from .heatmap import HeatmapInferer
+from .randomization import heatmap_similarity, randomization_check, randomized_copies
 from .slab import SlabHeatmapInferer
 
-__all__ = ["HeatmapInferer", "SlabHeatmapInferer"]
+__all__ = [
+    "HeatmapInferer",
+    "SlabHeatmapInferer",
+    "heatmap_similarity",
+    "randomization_check",
+    "randomized_copies",
+]

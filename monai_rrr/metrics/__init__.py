@@ -9,30 +9,40 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Scores of masks against masks, thresholds for heatmaps, baselines and intervals."""
+"""Scores of masks and of heatmaps, thresholds for heatmaps, calibration of classifiers, baselines and intervals."""
 
 from __future__ import annotations
 
 from .baseline import empty_mask, flair_otsu
 from .calibration import TagCalibration, calibrate_on_tags, oracle_threshold
+from .localization import energy_share, half_maximum_iou, outside_sign, pointing_game
+from .localization_scores import LOCALIZATION, LocalizationScores
 from .segmentation import RegionScores, region_scores
 from .slice_presence import slice_presence_scores
 from .statistics import Interval, bootstrap_mean, paired_difference
 from .threshold import OperatingPoint, apply_threshold, label_free_threshold
+from .top_label import TopLabelCalibration
 
 __all__ = [
+    "LOCALIZATION",
     "Interval",
+    "LocalizationScores",
     "OperatingPoint",
     "RegionScores",
     "TagCalibration",
+    "TopLabelCalibration",
     "apply_threshold",
     "bootstrap_mean",
     "calibrate_on_tags",
     "empty_mask",
+    "energy_share",
     "flair_otsu",
+    "half_maximum_iou",
     "label_free_threshold",
     "oracle_threshold",
+    "outside_sign",
     "paired_difference",
+    "pointing_game",
     "region_scores",
     "slice_presence_scores",
 ]

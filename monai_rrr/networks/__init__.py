@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from .nets.encoder_classifier import EncoderClassifier
 from .nets.multimodal import MultimodalCAMNet
 
-__all__ = ["MultimodalCAMNet"]
+__all__ = ["EncoderClassifier", "MultimodalCAMNet"]

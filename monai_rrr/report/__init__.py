@@ -13,27 +13,43 @@
 
 from __future__ import annotations
 
+from .audit_case import CaseAudit, Evidence, brain_mask, measure
+from .audit_files import evidence_of_files
+from .audit_network import NetworkUnderAudit
 from .case_picture import case_figure, write_case_picture
 from .case_view import CaseView, load_case_view
 from .explain import Explanation, explain_network, mri_preprocessing, read_image
 from .explanation_files import write_explanation
 from .load_network import load_network, load_weights
+from .pareto import ParetoPoint, pareto_figure, pareto_front, write_pareto_picture
 from .run_folder import Run, read_run
 from .write import write_report
+from .write_audit import write_audit
 
 __all__ = [
+    "CaseAudit",
     "CaseView",
+    "Evidence",
     "Explanation",
+    "NetworkUnderAudit",
+    "ParetoPoint",
     "Run",
+    "brain_mask",
     "case_figure",
+    "evidence_of_files",
     "explain_network",
     "load_case_view",
     "load_network",
     "load_weights",
+    "measure",
     "mri_preprocessing",
+    "pareto_figure",
+    "pareto_front",
     "read_image",
     "read_run",
+    "write_audit",
     "write_case_picture",
     "write_explanation",
+    "write_pareto_picture",
     "write_report",
 ]

@@ -20,7 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, CropForeground, NormalizeIntensity, Orientation, Spacing
+from monai.transforms import (
+    Compose,
+    CropForeground,
+    NormalizeIntensity,
+    Orientation,
+    ResizeWithPadOrCrop,
+    Spacing,
+)
 from torch import Tensor, nn
 
 from monai_rrr.attribution.gradcam import GradCAM
@@ -98,19 +105,24 @@ def read_image(case: Mapping[str, Any], modalities: Sequence[str]) -> MetaTensor
     return MetaTensor(torch.from_numpy(stack), affine=torch.from_numpy(images[0].affine.copy()), meta=meta)
 
 
-def mri_preprocessing(spacing: float | None = None, divisible: int = 32) -> Compose:
+def mri_preprocessing(spacing: float | None = None, divisible: int = 32, size: Sequence[int] | None = None) -> Compose:
     """Usual preparation of skull-stripped MRI, invertible: RAS, resampling, crop to the brain, z-score per modality.
 
     Args:
         spacing: voxel size for the network in mm. None: as it is.
         divisible: the cropped size is a multiple of this, as networks with strides need.
+        size: voxels (right, anterior, superior) for networks that take one size only, such as vision transformers:
+            padded or cropped around the center of the brain. Evidence in what is cut off can't be seen: choose the
+            spacing so that a brain fits.
     """
+    fit = [] if size is None else [ResizeWithPadOrCrop(spatial_size=tuple(size))]
     resample = [] if spacing is None else [Spacing(pixdim=(spacing,) * 3, mode="bilinear")]
     return Compose(
         [
             Orientation(axcodes="RAS", labels=(("L", "R"), ("P", "A"), ("I", "S"))),
             *resample,
-            CropForeground(select_fn=_nonzero, k_divisible=divisible),
+            CropForeground(select_fn=_nonzero, k_divisible=1 if fit else divisible),
+            *fit,
             NormalizeIntensity(nonzero=True, channel_wise=True),
         ]
     )

@@ -14,9 +14,9 @@
 
 from __future__ import annotations
 
-__all__ = ["PAGE"]
+__all__ = ["CSS", "PAGE", "document"]
 
-_CSS = """
+CSS = """
 :root { --ink: #1b1f24; --soft: #57606a; --line: #d8dee4; --band: #f6f8fa; --accent: #0072b2; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 1120px; color: var(--ink); background: #fff;
@@ -130,9 +130,15 @@ objective before weighting, and their weighted total. A term of weight 0 is not 
 {% endfor %}
 """
 
-PAGE = (
-    '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{{ title }}</title>\n'
-    f"<style>{_CSS}</style>\n</head>\n<body>{_BODY}</body>\n</html>\n"
-)
+
+def document(body: str, css: str = CSS) -> str:
+    """Put the body of a page into a whole HTML document, as a template that asks for ``title``."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{{ title }}</title>\n'
+        f"<style>{css}</style>\n</head>\n<body>{body}</body>\n</html>\n"
+    )
+
+
+PAGE = document(_BODY)
 """Template; all values are escaped by the environment that renders it."""

@@ -82,6 +82,19 @@ def test_heatmap_lies_where_the_evidence_is(axes: str, spacing: float | None) ->
         assert result.heatmap[0, :2].max() == 0
 
 
+@pytest.mark.parametrize("size", [(24, 24, 24), (10, 10, 6)])
+def test_network_of_one_size(size: tuple[int, int, int]) -> None:
+    seen = mri_preprocessing(size=size)(spot_image())
+    assert seen.shape[1:] == size
+    result = explain_network(Bright(), spot_image(), "features", 1, preprocessing=mri_preprocessing(size=size))
+    assert result.heatmap.shape == (1, 24, 20, 12)
+    spot = spot_image().numpy()[0] == 5
+    if size[0] == 24:
+        assert spot[np.unravel_index(result.heatmap[0].argmax(), spot.shape)]
+    else:
+        assert (result.heatmap[0] != 0).sum() <= np.prod(size)
+
+
 def test_predicted_class_and_logits() -> None:
     result = explain_network(Bright().eval(), spot_image(), "features", preprocessing=mri_preprocessing(divisible=1))
     assert result.class_idx == (int(result.logits.argmax()),)
