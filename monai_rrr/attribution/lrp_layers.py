@@ -165,7 +165,7 @@ def mean_share(call: LayerCall, relevance: Tensor) -> Tensor:
 
 
 def sum_share(call: LayerCall, relevance: Tensor) -> tuple[Tensor, ...]:
-    """Share of each summand; by absolute value where relevance is not proportional to the sum."""
+    """Share of each summand; where relevance is not proportional to the sum, by positive parts as z+ does."""
     if call.option("alpha", 1, 1) != 1:
         raise ValueError(f"'{call.name}' must add with factor alpha = 1, got {call.option('alpha', 1)}")
     if len(call.inputs) == 1:
@@ -178,8 +178,10 @@ def sum_share(call: LayerCall, relevance: Tensor) -> tuple[Tensor, ...]:
     if call.rule.proportional:
         ratio = stabilized_ratio(relevance, a + b, _eps(call))
         return a * ratio, b * ratio
-    # so small a stand-in that it decides only where both are 0; their shares add up to 1 everywhere
-    first, second = (value.abs() + torch.finfo(value.dtype).tiny for value in (a, b))
+    # where both are negative there is no positive part to share by; tiny decides only where both are 0
+    tiny = torch.finfo(a.dtype).tiny
+    either = torch.maximum(a, b) > 0
+    first, second = (torch.where(either, value.clamp(min=0), value.abs() + tiny) for value in (a, b))
     first = first / (first + second)
     return relevance * first, relevance * (1 - first)
 

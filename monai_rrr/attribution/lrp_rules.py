@@ -30,8 +30,8 @@ class Rule(Protocol):
 
     ``proportional`` says how layers without weights go along: where it is true, sums, poolings and normalizations
     share relevance in proportion to signed contributions, which is exact while relevance is activation times gradient.
-    Where it is false, relevance can be anything, so that a total near 0 must not be divided by: sums and poolings share
-    by absolute values, and a normalization that follows no convolution passes relevance on.
+    Where it is false, relevance can be anything, so that a total near 0 must not be divided by: sums share by
+    positive parts, poolings by absolute values, and a normalization that follows no convolution passes relevance on.
     """
 
     @property

@@ -281,7 +281,7 @@ LITERALS: list[Any] = [
 def test_values_of_zennit_and_captum(rules: LRPRules, bias: bool, expected: list[float]) -> None:
     image = torch.cos(torch.arange(32, dtype=torch.double)).reshape(1, 2, 4, 4)
     heatmap = UnrolledLRP(rules).by_modality(record(small_network(bias), image, []), torch.tensor([1]))
-    torch.testing.assert_close(heatmap.flatten()[::5], torch.tensor(expected).double(), rtol=0, atol=2e-9)
+    torch.testing.assert_close(heatmap.flatten()[::5], torch.tensor(expected, dtype=torch.double), rtol=0, atol=2e-9)
 
 
 def test_gradient_that_zennit_gets_wrong() -> None:
