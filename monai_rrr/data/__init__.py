@@ -17,6 +17,7 @@ from .brain_box import BrainBox, make_brain_box, tag_extents
 from .cache import BrainBoxCache
 from .datalist import Case, load_datalist
 from .load import LoadBrainBoxd
+from .mixed_batches import MixedBatchSampler, keep_masks
 from .nifti import NiftiVolume, read_verified
 from .phantom import generate_cohort
 from .split import leave_one_fold_out
@@ -28,12 +29,14 @@ __all__ = [
     "BrainBoxCache",
     "Case",
     "LoadBrainBoxd",
+    "MixedBatchSampler",
     "NiftiVolume",
     "Tags",
     "VerifyReport",
     "check_tags",
     "derive_tags",
     "generate_cohort",
+    "keep_masks",
     "leave_one_fold_out",
     "load_datalist",
     "make_brain_box",

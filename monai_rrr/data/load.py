@@ -39,7 +39,8 @@ class LoadBrainBoxd(Transform):
         cache: where the brain boxes are.
         tags: case id -> tags of that case. None: no case has tags, as for inference.
         with_label: also read the voxel mask, as ``label`` (uint8, ``1XYZ``) on the grid of the box, nearest voxel; for
-            references with full supervision, never for training by tags.
+            references with full supervision, never for training by tags alone. ``None`` takes what there is, for
+            cohorts with few masks.
 
     Raises:
         DataError: When ``tags`` are given, but not for this case, or a label is wanted and missing.
@@ -56,7 +57,7 @@ class LoadBrainBoxd(Transform):
         self,
         cache: BrainBoxCache,
         tags: Mapping[str, Mapping[str, tuple[int, int] | None]] | None = None,
-        with_label: bool = False,
+        with_label: bool | None = False,
     ) -> None:
         self.cache = cache
         self.tags = tags
@@ -79,7 +80,7 @@ class LoadBrainBoxd(Transform):
         result = self.cache.get(data).as_dict()
         if extents is not None:
             result["tags"] = extents
-        if self.with_label:
+        if self.with_label or (self.with_label is None and "label" in data):
             result["label"] = self._label(data, result)
         return result
 

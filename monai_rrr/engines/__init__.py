@@ -13,7 +13,8 @@
 
 from __future__ import annotations
 
+from .decoding import PrepareDecoding
 from .update import explanation_update
 from .views import PrepareViews
 
-__all__ = ["PrepareViews", "explanation_update"]
+__all__ = ["PrepareDecoding", "PrepareViews", "explanation_update"]

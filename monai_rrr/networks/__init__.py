@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+from .nets.encoder_classifier import EncoderClassifier
 from .nets.multimodal import MultimodalCAMNet
+from .nets.tied_autoencoder import TiedAutoencoder
 
-__all__ = ["MultimodalCAMNet"]
+__all__ = ["EncoderClassifier", "MultimodalCAMNet", "TiedAutoencoder"]

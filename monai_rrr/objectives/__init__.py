@@ -20,16 +20,19 @@ from .mutual_learning import MutualLearning
 from .nesting import Nesting
 from .official2d import official2d
 from .schedule import Ramp
+from .tied_segmentation import ImageTags, TiedSegmentation
 from .voxel_supervision import VoxelSupervision
 
 __all__ = [
     "CrossModalEquivariance",
+    "ImageTags",
     "MutualLearning",
     "Nesting",
     "Objective",
     "Ramp",
     "TagClassification",
     "Term",
+    "TiedSegmentation",
     "VoxelSupervision",
     "Weight",
     "WithinModalEquivariance",

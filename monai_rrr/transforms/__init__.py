@@ -13,7 +13,9 @@
 
 from __future__ import annotations
 
+from .class_subset import RandomClassSubset
 from .heatmap_output import HeatmapToLabeld, HeatmapToSourced, SaveHeatmapsd
+from .optional_mask import OptionalMaskd
 from .regions import LabelToRegionsd, to_labels, to_regions
 from .resample import resample_box
 from .slab import RandSlabd
@@ -25,7 +27,9 @@ __all__ = [
     "HeatmapToLabeld",
     "HeatmapToSourced",
     "LabelToRegionsd",
+    "OptionalMaskd",
     "RandSlabd",
+    "RandomClassSubset",
     "RandomWarp",
     "SaveHeatmapsd",
     "Warp",

@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from monai.networks.nets import SegResNet, UNet
 from torch import Tensor, nn
 
@@ -49,7 +51,8 @@ class EncoderClassifier(nn.Module):
             channels = network.init_filters * 2 ** (len(network.down_layers) - 1)
             spatial_dims = network.spatial_dims
         elif isinstance(network, UNet):
-            layers, inner = [], network.model
+            layers = []
+            inner: Any = network.model
             while isinstance(inner, nn.Sequential) and len(inner) == 3 and hasattr(inner[1], "submodule"):
                 layers.append(inner[0])
                 inner = inner[1].submodule
