@@ -104,7 +104,7 @@ class UnrolledLRP:
         graph = read_relevance_graph(network, self.layer_rules)
         buffers = {f"network.{name}": buffer.clone() for name, buffer in network.named_buffers()}
         values = torch.func.functional_call(_Steps(network, graph), buffers, (trace.image,))
-        return propagate(graph, network, values, class_idx, self.rules, self.layer_rules)
+        return propagate(graph, network, values, class_idx, self.rules)
 
 
 class _Steps(nn.Module):
@@ -130,7 +130,6 @@ def propagate(
     values: Sequence[Any],
     class_idx: Tensor,
     rules: LRPRules,
-    layer_rules: Mapping[Any, LayerRule] | None = None,
     *,
     recompute: bool = False,
 ) -> Tensor:
@@ -139,19 +138,17 @@ def propagate(
     Denominators belong to the image, not to the class: they are computed once, whatever the number of classes.
 
     Args:
-        graph: the steps of ``network``.
+        graph: the steps of ``network``, with the rules of its layers.
         network: where the weights are looked up.
         values: what ``graph.run`` returned.
         class_idx: ``B`` or ``BT``.
         rules: which rule goes where.
-        layer_rules: rules beyond the built-in ones.
         recompute: compute the outputs of layers with weights again, because ``network`` is not the one that gave
             ``values``.
 
     Returns:
         ``BTMH[WD]``.
     """
-    table = {**LAYER_RULES, **(layer_rules or {})}
     logits = values[graph.output]
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -160,18 +157,14 @@ def propagate(
     check_classes(columns, logits.shape[1])
     with torch.autocast(logits.device.type, enabled=False):
         logits = single_precision(logits)
-        start = torch.nn.functional.one_hot(columns.T, logits.shape[1]).to(logits.dtype) * logits
+        start = (columns.T[..., None] == torch.arange(logits.shape[1], device=logits.device)) * logits
         pending: dict[int, Tensor] = {graph.output: start}
         for step in reversed(graph.steps[1:]):
             relevance = pending.pop(step.index, None)
-            if relevance is None or step.passive:
+            if relevance is None or step.rule is None:
                 continue
             call = _call(graph, step, network, values, rules, recompute)
-            key = step.target if call.module is None else type(call.module)
-            rule = find_rule(table, key)
-            if rule is None:
-                raise ValueError(f"no relevance rule for '{step.name}'")
-            shares = relevance if step.folded else rule(call, relevance)
+            shares = relevance if step.folded else step.rule(call, relevance)
             shares = (shares,) if isinstance(shares, Tensor) else shares
             for index, share in zip(_active(graph, step), shares, strict=True):
                 pending[index] = pending[index] + share if index in pending else share

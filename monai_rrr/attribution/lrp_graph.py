@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,7 @@ class Step:
         last: a ``Linear`` layer, or one with weights that no other one follows.
         norm: index of the normalization that alone reads this layer, and is folded into it.
         folded: this is such a normalization.
+        rule: relevance rule of this kind of layer or function; ``None`` where no relevance comes by.
     """
 
     index: int
@@ -61,6 +62,7 @@ class Step:
     last: bool = False
     norm: int | None = None
     folded: bool = False
+    rule: Callable[..., Any] | None = None
 
     @property
     def inputs(self) -> tuple[int, ...]:

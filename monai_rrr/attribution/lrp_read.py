@@ -63,8 +63,7 @@ def read_network(network: nn.Module, find_rule: Callable[[Any], Any]) -> Network
     if not isinstance(output, fx.Node):
         raise ValueError(f"{type(network).__name__} must return one tensor, got {type(output).__name__}")
     graph = _placed(NetworkGraph(tuple(steps), index[output]), modules)
-    _check_rules(graph, modules, find_rule)
-    return graph
+    return _with_rules(graph, modules, find_rule)
 
 
 def _used(graph: fx.Graph) -> list[fx.Node]:
@@ -184,22 +183,24 @@ def _placed(graph: NetworkGraph, modules: Mapping[str, nn.Module]) -> NetworkGra
     return replace(graph, steps=tuple(steps))
 
 
-def _check_rules(graph: NetworkGraph, modules: Mapping[str, nn.Module], find_rule: Callable[[Any], Any]) -> None:
-    needed = {graph.output}
+def _with_rules(graph: NetworkGraph, modules: Mapping[str, nn.Module], find_rule: Callable[[Any], Any]) -> NetworkGraph:
+    steps, needed = list(graph.steps), {graph.output}
     for step in reversed(graph.steps):
         if step.index not in needed or step.passive or step.kind == "image":
             continue
         needed.update(step.inputs)
-        if step.kind == "module":
-            kind = type(modules[step.target])
-            if find_rule(kind) is None:
-                raise ValueError(
-                    f"no relevance rule for layer '{step.name}' ({kind.__name__}): "
-                    f"pass layer_rules={{{kind.__name__}: rule}}"
-                )
-        elif find_rule(step.target) is None:
+        kind = type(modules[step.target]) if step.kind == "module" else None
+        rule = find_rule(step.target if kind is None else kind)
+        if rule is None and kind is not None:
+            raise ValueError(
+                f"no relevance rule for layer '{step.name}' ({kind.__name__}): "
+                f"pass layer_rules={{{kind.__name__}: rule}}"
+            )
+        if rule is None:
             what = "tensor method" if step.kind == "method" else "function"
             raise ValueError(
                 f"no relevance rule for {what} '{step.name}': pass layer_rules with it as key, or a rule for the "
                 "module that calls it"
             )
+        steps[step.index] = replace(step, rule=rule)
+    return replace(graph, steps=tuple(steps))

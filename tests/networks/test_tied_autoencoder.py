@@ -123,7 +123,8 @@ def test_the_tie_holds(how: str) -> None:
 
 def test_one_step_counts_every_weight_once() -> None:
     """The step of SGD is the gradient of the loss: finite differences along it."""
-    network, x = make(rules=LRPRules(Epsilon(0.1), None, None)).double(), image().double()
+    rules = LRPRules(Epsilon(0.1), None, None)
+    network, x = make(rules=rules, normalize=False).double(), image().double()
     parameters = list(network.parameters())
     gradients = torch.autograd.grad(loss_of(network, x), parameters)
     norm = sum(g.square().sum().item() for g in gradients)
@@ -151,8 +152,7 @@ def test_frozen_scale_gives_the_same_gradient_as_finite_differences_do_not() -> 
 
 
 def test_subset_of_classes_is_the_full_map_restricted() -> None:
-    network, x = make(), image()
-    network.eval()
+    network, x = make().double().eval(), image().double()
     class_idx = torch.tensor([[2, 0], [2, 1]])
     full = record(network, x, ["segmentation"]).features["segmentation"]
     part = record(network, x, ["segmentation"], class_idx=class_idx).features["segmentation"]

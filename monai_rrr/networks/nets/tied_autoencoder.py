@@ -98,9 +98,8 @@ class TiedAutoencoder(nn.Module):
         self.decoder = None if tied else copy.deepcopy(encoder)
         self.num_classes = num_classes
         self.rules = rules or LRPRules()
-        self.layer_rules = dict(layer_rules or {})
         self.normalize, self.checkpointing, self.output = normalize, checkpointing, output
-        self.graph = read_relevance_graph(encoder, self.layer_rules)
+        self.graph = read_relevance_graph(encoder, layer_rules)
         self.scale = nn.Parameter(torch.ones(num_classes))
         self.offset = nn.Parameter(torch.zeros(num_classes))
         self.relevance = nn.Identity()
@@ -132,15 +131,8 @@ class TiedAutoencoder(nn.Module):
                     own.copy_(other)
 
         def decode(class_idx: Tensor) -> Tensor:
-            return propagate(
-                self.graph,
-                decoder,
-                values,
-                class_idx,
-                self.rules,
-                self.layer_rules,
-                recompute=self.decoder is not None,
-            )
+            recompute = self.decoder is not None
+            return propagate(self.graph, decoder, values, class_idx, self.rules, recompute=recompute)
 
         if self.checkpointing and torch.is_grad_enabled():
             relevance: Tensor = checkpoint(decode, class_idx, use_reentrant=False)
