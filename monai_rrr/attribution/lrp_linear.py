@@ -151,8 +151,7 @@ class WeightedLayer:
         nonnegative: ``x`` can't be negative.
         map: the linear map.
         weight: ``W``; where a normalization is folded in, with the sign of its factor.
-        scale: ``a``, positive, broadcastable to ``y``; computed only when a rule asks. ``None`` stands for 1.
-        offset: ``o``, broadcastable to ``y``, or ``None`` for 0; computed only when a rule asks.
+        affine: gives ``a``, positive, and ``o``, both broadcastable to ``y``; ``None`` stands for 1 and for 0.
         output: ``y`` as the network computed it, or ``None`` when it must be computed again (half precision).
     """
 

@@ -31,6 +31,13 @@ PASSIVE: frozenset[Any] = frozenset({"size", "dim", "ndimension", "numel", getat
 NONNEGATIVE: frozenset[Any] = frozenset(
     {nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Softplus, nn.Hardsigmoid, F.relu, torch.relu, "relu", torch.sigmoid, F.relu6}
 )
+KEEP_SIGN: tuple[Any, ...] = (
+    *(nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.Identity, nn.Flatten, nn.LeakyReLU, nn.PReLU),
+    *(nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd),
+    *(nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd),
+)
+KEEP_SIGN_CALLS: tuple[Any, ...] = (torch.cat, torch.flatten, "view", "reshape", "flatten", "mean", "contiguous")
+SUMS: tuple[Any, ...] = (operator.add, torch.add)
 WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 FOLDED_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)
 
@@ -125,25 +132,15 @@ def _step(node: fx.Node, index: Mapping[fx.Node, int], modules: Mapping[str, nn.
     return replace(
         step,
         passive=key in PASSIVE or not active,
-        nonnegative=key in NONNEGATIVE or (_keeps_sign(key) and all(p.nonnegative for p in active)),
+        nonnegative=key in NONNEGATIVE or (_keeps_sign(key, len(active)) and all(p.nonnegative for p in active)),
     )
 
 
-def _keeps_sign(key: Any) -> bool:
+def _keeps_sign(key: Any, count: int) -> bool:
     if isinstance(key, type):
-        kept = (nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.Identity, nn.Flatten, nn.LeakyReLU, nn.PReLU)
-        return issubclass(key, kept) or any(word in key.__name__ for word in ("MaxPool", "AvgPool"))
-    return key in {
-        operator.add,
-        torch.add,
-        torch.cat,
-        torch.flatten,
-        "view",
-        "reshape",
-        "flatten",
-        "mean",
-        "contiguous",
-    }
+        return issubclass(key, KEEP_SIGN)
+    # a constant summand may be negative
+    return key in KEEP_SIGN_CALLS or (key in SUMS and count == 2)
 
 
 def _converted(argument: Any, index: Mapping[fx.Node, int]) -> Any:

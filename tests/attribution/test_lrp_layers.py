@@ -74,6 +74,7 @@ MIDDLE: dict[str, tuple[int, Callable[[], nn.Module]]] = {
     "sum": (3, lambda: Call(lambda x, a: x + a, nn.Conv3d(4, 4, 1))),
     "sum in place": (2, lambda: Call(in_place_sum, nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1))),
     "twice the same": (2, lambda: Call(lambda x: torch.add(x, x))),
+    "constant": (2, lambda: Call(lambda x: F.relu(x) + -0.3)),
     "concatenation": (3, lambda: Call(lambda x, a: torch.cat([x, a], dim=1), nn.Conv3d(4, 2, 1))),
     "dropout": (2, lambda: nn.Dropout2d(0.5)),
     "reshape": (2, lambda: Call(lambda x: x.view(x.size(0), 4, -1).unsqueeze(3))),

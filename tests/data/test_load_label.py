@@ -71,3 +71,10 @@ def test_exception(tmp_path: Path):
     load = LoadBrainBoxd(BrainBoxCache(tmp_path / "cache"), with_label=True)
     with pytest.raises(DataError, match=r"\[label-missing\] case a, field label: expected a voxel mask of this case"):
         load(case)
+
+
+def test_labels_that_only_some_cases_have(tmp_path: Path):
+    load, case = LoadBrainBoxd(BrainBoxCache(tmp_path / "cache"), with_label=None), write_case(tmp_path)
+    assert load(case)["label"].any()
+    del case["label"]
+    assert "label" not in load(case)
