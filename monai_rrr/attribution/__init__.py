@@ -23,6 +23,10 @@ from .input_gradient import InputTimesGradient
 from .integrated import IntegratedGradients
 from .layers import find_layers
 from .layout import ChannelsLast, TokenGrid
+from .lrp import UnrolledLRP
+from .lrp_layers import LayerCall, LayerRule
+from .lrp_placement import LRPRules
+from .lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, WSquare, ZBox, ZPlus
 from .normalize import normalize_l2, normalize_max, normalize_minmax, resize_heatmap
 from .pooling import masked_log_mean_exp
 from .probe import probe
@@ -30,19 +34,31 @@ from .score import ClassScore, argmax_score, positive_score, volume_score
 from .trace import INPUT, Trace, record
 
 __all__ = [
-    "CAM",
+    "AlphaBeta",
     "Attributor",
+    "CAM",
     "ChannelsLast",
     "ClassMap",
     "ClassScore",
+    "Epsilon",
+    "Flat",
+    "Gamma",
     "GradCAM",
     "GuidedBackprop",
     "HiResCAM",
     "INPUT",
     "InputTimesGradient",
     "IntegratedGradients",
+    "LRPRules",
+    "LayerCall",
+    "LayerRule",
+    "Rule",
     "TokenGrid",
     "Trace",
+    "UnrolledLRP",
+    "WSquare",
+    "ZBox",
+    "ZPlus",
     "argmax_score",
     "find_layers",
     "masked_log_mean_exp",

@@ -22,6 +22,7 @@ from .epoch_loader import EpochLoader
 from .load import LoadBrainBoxd
 from .loader import CaseLoader
 from .mask_share import keep_labels
+from .mixed_batches import MixedBatchSampler
 from .nifti import NiftiVolume, read_verified
 from .phantom import generate_cohort
 from .pseudonym import pseudonymize
@@ -39,6 +40,7 @@ __all__ = [
     "EpochLoader",
     "DecoySettings",
     "LoadBrainBoxd",
+    "MixedBatchSampler",
     "NiftiVolume",
     "Tags",
     "VerifiedCache",

@@ -13,8 +13,9 @@
 
 from __future__ import annotations
 
+from .decoding import PrepareDecoding
 from .training import run
 from .update import explanation_update
 from .views import PrepareViews
 
-__all__ = ["PrepareViews", "explanation_update", "run"]
+__all__ = ["PrepareDecoding", "PrepareViews", "explanation_update", "run"]

@@ -74,7 +74,7 @@ def explanation_update(engine: SupervisedTrainer, batchdata: Mapping[str, Any]) 
     engine.network.train()
     engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
     with torch.autocast(device.type, enabled=engine.amp, **(engine.amp_kwargs if engine.amp else {})):
-        kwargs = {"present": batch["present"]} if "present" in batch else {}
+        kwargs = {key: batch[key] for key in ("present", "class_idx") if key in batch}
         trace = record(engine.network, batch[CommonKeys.IMAGE], objective.layers, **kwargs)
     output.update({CommonKeys.IMAGE: batch[CommonKeys.IMAGE], CommonKeys.PRED: trace.logits.detach()})
     engine.fire_event(IterationEvents.FORWARD_COMPLETED)

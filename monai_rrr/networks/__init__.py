@@ -15,5 +15,7 @@ from __future__ import annotations
 
 from .nets.encoder_classifier import EncoderClassifier
 from .nets.multimodal import MultimodalCAMNet
+from .nets.segmenter_classifier import SegmenterClassifier
+from .nets.tied_autoencoder import TiedAutoencoder
 
-__all__ = ["EncoderClassifier", "MultimodalCAMNet"]
+__all__ = ["EncoderClassifier", "MultimodalCAMNet", "SegmenterClassifier", "TiedAutoencoder"]

@@ -24,6 +24,7 @@ from .nesting import Nesting
 from .official2d import official2d
 from .right_reasons import RightReasons
 from .schedule import Alternation, Ramp
+from .tied_segmentation import ImageTags, TiedSegmentation
 from .voxel_supervision import VoxelSupervision
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "AttentionMining",
     "Classification",
     "CrossModalEquivariance",
+    "ImageTags",
     "InputGradientPenalty",
     "MutualLearning",
     "Nesting",
@@ -40,6 +42,7 @@ __all__ = [
     "RightReasons",
     "TagClassification",
     "Term",
+    "TiedSegmentation",
     "VoxelSupervision",
     "Weight",
     "WithinModalEquivariance",

@@ -24,8 +24,8 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from monai_rrr.report.audit_case import PLACES, CaseAudit, Evidence, brain_mask
-from monai_rrr.report.case_picture import BACKGROUND, CMAP, FAINT, TITLES, TRUTH
-from monai_rrr.report.pictures import COLORS
+from monai_rrr.report.case_picture import BACKGROUND, CMAP, TITLES, TRUTH
+from monai_rrr.report.pictures import COLORS, FAINT, opacity
 
 __all__ = ["Planes", "case_planes", "planes_figure", "sanity_figure", "shares_figure"]
 
@@ -111,8 +111,8 @@ def planes_figure(planes: Planes) -> Figure:
             axis.set_axis_off()
             axis.imshow(plane.layers["image"], cmap="gray", vmin=planes.window[0], vmax=planes.window[1], **layout)
         heatmap = plane.layers["heatmap"]
-        opacity = np.clip((heatmap - FAINT) * 1.5, 0, 0.8)
-        column[1].imshow(heatmap, cmap=CMAP, vmin=0, vmax=1, alpha=opacity, **layout)
+        covering = opacity(heatmap, FAINT)
+        column[1].imshow(heatmap, cmap=CMAP, vmin=0, vmax=1, alpha=covering, **layout)
         for axis in column:
             _outline(axis, plane.layers["brain"], "#8a8a8a", 0.8)
             _outline(axis, plane.layers["lesion"], TRUTH, 1.5)

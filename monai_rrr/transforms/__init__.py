@@ -13,8 +13,10 @@
 
 from __future__ import annotations
 
+from .class_subset import RandomClassSubset
 from .evidence_mask import EvidenceMaskd
 from .heatmap_output import HeatmapToLabeld, HeatmapToSourced, SaveHeatmapsd
+from .optional_mask import OptionalMaskd
 from .regions import LabelToRegionsd, to_labels, to_regions
 from .resample import resample_box
 from .slab import RandSlabd
@@ -27,7 +29,9 @@ __all__ = [
     "HeatmapToLabeld",
     "HeatmapToSourced",
     "LabelToRegionsd",
+    "OptionalMaskd",
     "RandSlabd",
+    "RandomClassSubset",
     "RandomWarp",
     "SaveHeatmapsd",
     "Warp",

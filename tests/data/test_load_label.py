@@ -85,3 +85,10 @@ def test_masks_and_tags_of_some_cases_only(tmp_path: Path):
     assert "tags" not in LoadBrainBoxd(cache, {}, partial=True)(bare)
     with pytest.raises(DataError, match=r"\[tags-missing\] case a"):
         LoadBrainBoxd(cache, {})(bare)
+
+
+def test_labels_that_only_some_cases_have(tmp_path: Path):
+    load, case = LoadBrainBoxd(BrainBoxCache(tmp_path / "cache"), with_label=None), write_case(tmp_path)
+    assert load(case)["label"].any()
+    del case["label"]
+    assert "label" not in load(case)
