@@ -16,7 +16,6 @@ from __future__ import annotations
 from .attributor import Attributor
 from .cam import CAM
 from .classmap import ClassMap
-from .double_backward import probe
 from .gradcam import GradCAM
 from .guided import GuidedBackprop
 from .hirescam import HiResCAM
@@ -30,10 +29,7 @@ from .lrp_placement import LRPRules
 from .lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, WSquare, ZBox, ZPlus
 from .normalize import normalize_l2, normalize_max, normalize_minmax, resize_heatmap
 from .pooling import masked_log_mean_exp
-<<<<<<< HEAD
-=======
 from .preflight import probe
->>>>>>> rewire
 from .score import ClassScore, argmax_score, positive_score, volume_score
 from .trace import INPUT, Trace, record
 
