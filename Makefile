@@ -10,7 +10,7 @@ SHELL = /bin/sh
 VENV ?= .venv
 DATA ?=
 COVERAGE ?=
-COVER = $(if $(COVERAGE),--cov --cov-append --cov-report=)
+COVER = $(if $(COVERAGE),--cov --cov-report=)
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 SUPPORTED = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
@@ -39,7 +39,7 @@ test: $(INSTALLED)
 	"$(BIN)/python" -m pytest $(COVER)
 
 test-slow: $(INSTALLED)
-	"$(BIN)/python" -m pytest -m "slow and not gpu" --durations=25 $(COVER)
+	"$(BIN)/python" -m pytest -m "slow and not gpu" --durations=25
 
 coverage: $(INSTALLED)
 	"$(BIN)/coverage" json -q -o .coverage.json
