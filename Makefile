@@ -1,5 +1,6 @@
 # make test               install into .venv and run the fast tests
 # make test-slow          the tests marked slow
+# make test COVERAGE=1     the same, and keep what was covered; make coverage then compares it with the gate
 # make check              ruff and mypy
 # make demo               synthetic cohort -> training -> evaluation -> report/index.html
 # make demo DATA=/path    the same on a folder of BraTS cases
@@ -8,6 +9,8 @@
 SHELL = /bin/sh
 VENV ?= .venv
 DATA ?=
+COVERAGE ?=
+COVER = $(if $(COVERAGE),--cov --cov-append --cov-report=)
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 SUPPORTED = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
@@ -15,7 +18,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10 python; do \
 	$$p -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
 PIP = "$(BIN)/python" -m pip install --disable-pip-version-check --no-compile
 
-.PHONY: help install test test-slow check demo clean
+.PHONY: help install test test-slow coverage check demo clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -33,10 +36,14 @@ $(INSTALLED): setup.cfg pyproject.toml constraints/constraints.txt
 	touch "$@"
 
 test: $(INSTALLED)
-	"$(BIN)/python" -m pytest
+	"$(BIN)/python" -m pytest $(COVER)
 
 test-slow: $(INSTALLED)
-	"$(BIN)/python" -m pytest -m "slow and not gpu" --durations=15
+	"$(BIN)/python" -m pytest -m "slow and not gpu" --durations=25 $(COVER)
+
+coverage: $(INSTALLED)
+	"$(BIN)/coverage" json -q -o .coverage.json
+	"$(BIN)/python" .ci/coverage_gate.py .coverage.json
 
 check: $(INSTALLED)
 	"$(BIN)/ruff" check .

@@ -17,6 +17,7 @@ import ast
 import fnmatch
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,7 @@ def texts_of(node: ast.expr) -> Iterator[str]:
         yield node.value
 
 
+@lru_cache
 def raised() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in sorted((ROOT / "monai_rrr").rglob("*.py")):

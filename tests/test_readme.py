@@ -53,7 +53,7 @@ def test_commands_and_their_options_exist() -> None:
 
 def test_every_planned_method_says_so() -> None:
     rows = re.findall(r"^\| .* \| (.*) \| .* \|$", README.split("## Methods")[1], re.M)
-    bundles = [row for row in rows if row not in ("bundle", "---", "planned")]
+    bundles = [row for row in rows if "](bundles/" in row]
     assert len(bundles) == len(list((ROOT / "bundles").glob("*/configs/metadata.json")))
 
 

@@ -29,7 +29,7 @@ from .lrp_placement import LRPRules
 from .lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, WSquare, ZBox, ZPlus
 from .normalize import normalize_l2, normalize_max, normalize_minmax, resize_heatmap
 from .pooling import masked_log_mean_exp
-from .probe import probe
+from .preflight import probe
 from .score import ClassScore, argmax_score, positive_score, volume_score
 from .trace import INPUT, Trace, record
 

@@ -79,7 +79,7 @@ def absent_modalities(cases: Sequence[Mapping[str, Any]], require: Sequence[str]
 
 
 def check_tag_table(
-    case_ids: Collection[str], tags: Mapping[str, Tags], allow_absent: Collection[str]
+    case_ids: Collection[str], tags: Mapping[str, Tags], allow_absent: Collection[str], partial: bool = False
 ) -> tuple[list[DataError], list[DataError]]:
     """Compare a table of tags with the list of cases; return faults and notes.
 
@@ -87,13 +87,17 @@ def check_tag_table(
         case_ids: of the cases.
         tags: case id to tags.
         allow_absent: regions that no case needs to have.
+        partial: a case without tags is a fault only when a row seems to be meant for it, or when no case has tags.
     """
     faults, notes, unused = [], [], sorted(set(tags) - set(case_ids))
+    none = tags.keys().isdisjoint(case_ids)
     for case_id in case_ids:
         if case_id not in tags:
             like = [other for other in unused if _mangled(other) == _mangled(case_id)]
             hint = f"the table has {like[0]!r}, as a spreadsheet may write it" if like else "add a row for it"
             message = "expected slice tags, found none"
+            if partial and not like and not none:
+                continue
             faults.append(DataError("tags-missing", message, case_id=case_id, field="tags", hint=hint))
     for case_id in unused:
         message = "expected tags only of the cases given, got more"

@@ -101,7 +101,8 @@ class LoadBrainBoxd(Transform):
             raise DataError("label-missing", "expected a voxel mask of this case", case_id=case_id, field="label")
         path = data["label"]
         volume = read_verified(path, case_id=case_id, field="label").canonical()
-        check_sha256(volume.sha256, self.cache.hashes.get(case_id, {}).get("label"), case_id, "label", path)
+        owner = str(data.get("label_of", case_id))  # masks of other cases, see keep_labels
+        check_sha256(volume.sha256, self.cache.hashes.get(owner, {}).get("label"), case_id, "label", path)
         try:
             values = round_labels(volume.array)
         except DataError as error:

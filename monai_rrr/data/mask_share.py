@@ -34,7 +34,8 @@ def keep_labels(cases: Sequence[Case], share: float, seed: int = 0, shuffled: bo
         shuffled: give each kept mask to another of these cases: the control of training with masks.
 
     Returns:
-        the cases in their order; no case is changed in place.
+        the cases in their order; no case is changed in place. Shuffled masks come with ``label_of``, the case they
+        belong to.
 
     Raises:
         ValueError: When ``share`` is not in [0, 1], or fewer than two masks are to be shuffled.
@@ -56,5 +57,9 @@ def keep_labels(cases: Sequence[Case], share: float, seed: int = 0, shuffled: bo
     for case in cases:
         plain = {key: value for key, value in case.items() if key != "label"}
         case_id = str(case["case_id"])
-        out.append({**plain, "label": labels[source[case_id]]} if case_id in source else plain)
+        if case_id in source:
+            plain["label"] = labels[source[case_id]]
+            if shuffled:
+                plain["label_of"] = source[case_id]
+        out.append(plain)
     return out

@@ -154,6 +154,7 @@ def verify_cases(
     *,
     require: Sequence[str] = (),
     allow_absent: Collection[str] = (),
+    partial: bool = False,
     tag_tolerance: int = 0,
     root: str | Path | None = None,
     workers: int | None = None,
@@ -173,9 +174,10 @@ def verify_cases(
     Args:
         cases: cases as :func:`load_datalist` lists them.
         convention: label convention; required when a case has a label.
-        tags: slice tags of the cases; every case must then have some.
+        tags: slice tags of the cases; every case must then have some, unless ``partial``.
         require: modalities that every case must have.
         allow_absent: regions that no case needs to be tagged with; any other region without a tag is a fault.
+        partial: cases without tags are unlabeled; one of them must have some.
         tag_tolerance: slices by which tags and label may differ at either end of a region.
         root: folder of the data; paths inside it are reported relative to it.
         workers: number of threads; by default one per CPU, at most 4. Each holds one file in memory.
@@ -205,7 +207,7 @@ def verify_cases(
     if not cases:
         faults.append(DataError("no-cases", "expected at least one case, got none"))
     if tags is not None:
-        found = check_tag_table([str(case.get("case_id")) for case in cases], tags, allow_absent)
+        found = check_tag_table([str(case.get("case_id")) for case in cases], tags, allow_absent, partial)
         faults, notes = faults + found[0], notes + found[1]
     if memory is not None and memory.problem is not None:
         hint = "everything was read; remove the file if this comes again"

@@ -18,9 +18,11 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +60,26 @@ class Runner:
         """Run a workflow made of files in the bundle's ``configs``, small."""
         files = str([f"configs/{name}" for name in configs])
         return self.call("run", *launcher, config_file=files, **{"bundle_root": ".", **SMALL, **options})
+
+    def train_here(self, *overlays: str, **options: Any) -> None:
+        """Train for some steps in this process, which saves the imports."""
+        from monai.bundle import ConfigWorkflow
+
+        configs = [str(self.root / "configs" / name) for name in ("train.yaml", *overlays)]
+        values = {**SMALL, **SHORT, **{name: str(v) if isinstance(v, Path) else v for name, v in options.items()}}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            workflow = ConfigWorkflow(
+                config_file=configs,
+                workflow_type="train",
+                logging_file=False,
+                bundle_root=str(self.root),
+                device="cpu",
+                **values,
+            )
+            workflow.initialize()
+            workflow.run()
+            workflow.finalize()
 
     def train(self, *overlays: str, launcher: tuple[str, ...] = (), **options: object) -> None:
         """Train for some steps."""

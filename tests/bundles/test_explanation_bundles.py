@@ -24,6 +24,9 @@ from typing import Any
 import pytest
 import torch
 
+from monai_rrr.errors import CheckpointError
+from monai_rrr.utils.files import sha256
+
 pytestmark = pytest.mark.slow
 
 GUIDED, CONSISTENT = "brats_mri_guided_attention", "brats_mri_attention_consistency"
@@ -56,16 +59,25 @@ def test_guided_training_reads_some_masks(guided: Any) -> None:
     assert torch.load(guided.root / "models" / "model.pt", weights_only=True)
 
 
-def test_guided_evaluation_and_inference(guided: Any, cohort: Any, tmp_path: Path) -> None:
-    guided.run("train.yaml", "evaluate.yaml", dataset_dir=cohort.masked, output_dir=tmp_path / "eval")
-    assert (tmp_path / "eval" / "metrics.csv").stat().st_size > 0
-    guided.run("inference.yaml", dataset_dir=cohort.blind, output_dir=tmp_path / "out", per_modality=False)
+@pytest.mark.parametrize("name", ["guided", "tuned"])
+def test_evaluation_and_inference(name: str, cohort: Any, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    runner = request.getfixturevalue(name)
+    digest = sha256(runner.root / "models" / "model.pt")
+    runner.run("train.yaml", "evaluate.yaml", dataset_dir=cohort.masked, output_dir=tmp_path / "eval")
+    with (tmp_path / "eval" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["case_id"] for row in rows}) == 2
+    assert {row["threshold"] for row in rows if row["method"] == "full"} == {"label_free", "tag_calibrated", "oracle"}
+    assert json.loads((tmp_path / "eval" / "metrics_provenance.json").read_text())["weights_sha256"] == digest
+    runner.run("inference.yaml", dataset_dir=cohort.blind, output_dir=tmp_path / "out", per_modality=False)
     assert len(list((tmp_path / "out" / "cases").glob("*/*_pred.nii.gz"))) == 6
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out" / "cases").glob("*/*_provenance.json")]
+    assert [record["weights_sha256"] for record in records] == [digest] * 6
 
 
 def test_guided_training_runs_without_any_mask(cohort: Any, make_runner: Callable[..., Any]) -> None:
     runner = make_runner(GUIDED)
-    runner.train("self_guidance.yaml", dataset_dir=cohort.blind, tags_file=cohort.tags)
+    runner.train_here("self_guidance.yaml", dataset_dir=cohort.blind, tags_file=cohort.tags)
     assert terms_of(runner.root) == {"total", "classification", "attention_mining"}
     assert record_of(runner.root)["settings"]["masks"] == 0
 
@@ -73,7 +85,7 @@ def test_guided_training_runs_without_any_mask(cohort: Any, make_runner: Callabl
 @pytest.mark.parametrize("overlay", ["random_masks", "shuffled_masks", "inverted_masks"])
 def test_controls_of_guidance(overlay: str, guided: Any, cohort: Any, make_runner: Callable[..., Any]) -> None:
     runner = make_runner(GUIDED)
-    runner.train(f"{overlay}.yaml", dataset_dir=cohort.masked, tags_file=cohort.tags, mask_share=0.5)
+    runner.train_here(f"{overlay}.yaml", dataset_dir=cohort.masked, tags_file=cohort.tags, mask_share=0.5)
     record = record_of(runner.root)
     assert record["settings"]["mask_control"] == overlay.split("_")[0]
     assert record["settings"]["masks"] == 2, "as many masks as the run that it is a control of"
@@ -81,16 +93,19 @@ def test_controls_of_guidance(overlay: str, guided: Any, cohort: Any, make_runne
     assert any(not torch.equal(first[name], second[name]) for name in first), "the masks are others"
 
 
-def test_consistency_starts_from_the_other_bundles(
-    guided: Any, cohort: Any, make_runner: Callable[..., Any], tmp_path: Path
-) -> None:
-    """Fine-tuning by consistency alone, on cases of which some have no tags."""
+@pytest.fixture(scope="module")
+def tuned(guided: Any, cohort: Any, make_runner: Callable[..., Any]) -> Any:
+    """Return a bundle that was fine-tuned by consistency alone, on cases of which some have no tags."""
     runner = make_runner(CONSISTENT)
     lines = cohort.tags.read_text().splitlines()
-    (tmp_path / "tags.csv").write_text("\n".join(lines[:4]) + "\n")
-    weights = guided.root / "models" / "model.pt"
-    data = {"dataset_dir": cohort.blind, "tags_file": tmp_path / "tags.csv", "start_from": weights}
+    (runner.root / "tags.csv").write_text("\n".join(lines[:4]) + "\n")
+    data = {"dataset_dir": cohort.blind, "tags_file": "tags.csv", "start_from": guided.root / "models" / "model.pt"}
     runner.train("finetune.yaml", learning_rate=1e-6, weight_decay=0.0, **data)
+    return runner
+
+
+def test_consistency_starts_from_the_other_bundles(guided: Any, tuned: Any) -> None:
+    runner, weights = tuned, guided.root / "models" / "model.pt"
     assert terms_of(runner.root) == {"total", "consistency"}
     record = record_of(runner.root)
     assert record["settings"]["fine_tuned"] is True
@@ -105,17 +120,31 @@ def test_consistency_starts_from_the_other_bundles(
 def test_consistency_without_any_tag(guided: Any, cohort: Any, make_runner: Callable[..., Any]) -> None:
     runner = make_runner(CONSISTENT)
     weights = guided.root / "models" / "model.pt"
-    runner.train("finetune.yaml", dataset_dir=cohort.blind, tags_file="", start_from=weights)
+    runner.train_here("finetune.yaml", dataset_dir=cohort.blind, tags_file="", start_from=weights)
     assert record_of(runner.root)["settings"]["unlabeled_cases"] == 4
     before = torch.load(weights, weights_only=True)["operating_point"]
     assert torch.equal(torch.load(runner.root / "models" / "model.pt", weights_only=True)["operating_point"], before)
+
+
+def test_weights_to_start_from_need_their_manifest(
+    guided: Any, cohort: Any, make_runner: Callable[..., Any], tmp_path: Path
+) -> None:
+    runner = make_runner(CONSISTENT)
+    shutil.copy(guided.root / "models" / "model.pt", tmp_path / "model.pt")
+    data = {"dataset_dir": cohort.blind, "tags_file": cohort.tags, "start_from": tmp_path / "model.pt", "epochs": 1}
+    with pytest.raises(RuntimeError) as caught:
+        runner.train_here(**data)
+    assert isinstance(caught.value.__cause__, CheckpointError)
+    assert not (runner.root / "models" / "model.pt").exists()
+    runner.train_here(**data, require_manifest=False)
+    assert record_of(runner.root)["status"] == "completed"
 
 
 @pytest.mark.parametrize("overlay", ["alternating", "shuffled_evidence", "random_evidence", "plain_cam"])
 def test_schedules_and_controls_of_consistency(overlay: str, cohort: Any, make_runner: Callable[..., Any]) -> None:
     runner = make_runner(CONSISTENT)
     shutil.copy(cohort.tags, runner.root / "tags.csv")
-    runner.train(f"{overlay}.yaml", dataset_dir=cohort.blind, tags_file=runner.root / "tags.csv")
+    runner.train_here(f"{overlay}.yaml", dataset_dir=cohort.blind, tags_file=runner.root / "tags.csv")
     found = terms_of(runner.root) - {"total"}
     assert found <= {"classification", "consistency"}
     if overlay != "alternating":

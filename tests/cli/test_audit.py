@@ -30,6 +30,7 @@ from typer.testing import CliRunner
 from monai_rrr.cli import app, explain_bundle
 from monai_rrr.cli.bundle_run import find_bundle
 from monai_rrr.data import load_datalist
+from monai_rrr.utils.tensor_file import write_tensors
 
 needs_einops = pytest.mark.skipif(find_spec("einops") is None, reason="MONAI's transformers need einops")
 NETS = "monai.networks.nets"
@@ -190,7 +191,7 @@ def test_bundle(two_cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     seen = []
 
     def inference(what: str, bundle: Path, configs: tuple[str, ...], options: dict, log: Path, state: object) -> None:
-        weights = torch.load(options["checkpoint"], weights_only=True)["model"]
+        weights = torch.load(options["checkpoint"], weights_only=True)
         seen.append({name: value.clone() for name, value in weights.items()})
         rng = np.random.default_rng(len(seen))
         for entry in load_datalist(options["dataset_dir"]):
@@ -204,7 +205,7 @@ def test_bundle(two_cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(explain_bundle, "run_bundle", inference)
     parser = ConfigParser()
     parser.read_config(str(find_bundle("brats_mri_equivariant_cam") / "configs" / "inference.yaml"))
-    torch.save({"model": parser.get_parsed_content("network_def").state_dict()}, tmp_path / "model.pt")
+    write_tensors(tmp_path / "model.pt", parser.get_parsed_content("network_def").state_dict())
     words = ["--bundle", "brats_mri_equivariant_cam", "--checkpoint", tmp_path / "model.pt"]
     code, _, errors = run(
         "audit", two_cases, *words, "--convention", "brats2018", "--out", tmp_path / "audit", "--sanity", 1
@@ -224,7 +225,7 @@ def test_bundle(two_cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_bundle_as_a_process(two_cases: Path, tmp_path: Path) -> None:
     parser = ConfigParser()
     parser.read_config(str(find_bundle("brats_mri_equivariant_cam") / "configs" / "inference.yaml"))
-    torch.save({"model": parser.get_parsed_content("network_def").state_dict()}, tmp_path / "model.pt")
+    write_tensors(tmp_path / "model.pt", parser.get_parsed_content("network_def").state_dict())
     words = ["--bundle", "brats_mri_equivariant_cam", "--checkpoint", tmp_path / "model.pt"]
     code, text, errors = run(
         "audit", two_cases, *words, "--convention", "brats2018", "--out", tmp_path / "audit", "--sanity", 1

@@ -26,10 +26,13 @@ from monai_rrr.errors import DataError
 
 COMMANDS = sorted(str(command.callback.__name__) for command in app.registered_commands if command.callback)
 WORDS: dict[str, list[str]] = {
+    "audit": ["NOWHERE", "--bundle", "brats_mri_equivariant_cam", "--convention", "brats2018", "--out", "OUT"],
+    "decoy": ["NOWHERE", "OUT", "--convention", "brats2018"],
     "demo": ["--data", "NOWHERE", "--out", "OUT"],
     "explain": ["NOWHERE", "--bundle", "brats_mri_equivariant_cam", "--checkpoint", "NOWHERE/model.pt"],
     "phantom": ["FILE"],
     "pseudonymize": ["NOWHERE", "OUT", "--key", "OUT.csv"],
+    "run": ["NOWHERE"],
     "report": ["NOWHERE", "--data", "NOWHERE", "--convention", "brats2018"],
     "tags": ["NOWHERE", "OUT.csv", "--convention", "brats2018"],
     "verify": ["NOWHERE", "--convention", "brats2018"],

@@ -104,7 +104,7 @@ def test_sets_are_ordinary_data_sets(source: Path, decoy: Path) -> None:
         cases = load_datalist(decoy / name)
         assert {case["case_id"] for case in cases} == everything - training
         assert cases == load_datalist(decoy / "datalist.json", section=name)
-        report = verify_cases(cases, "brats2018", TAGS)
+        report = verify_cases(cases, "brats2018")
         assert report.ok, report.faults
 
 

@@ -23,6 +23,7 @@ import torch
 from monai_rrr.data import BrainBoxCache, LoadBrainBoxd
 from monai_rrr.errors import DataError
 from monai_rrr.transforms import LabelToRegionsd, RandSlabd
+from monai_rrr.utils.files import sha256
 
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])  # LPS: the canonical box is mirrored twice
 
@@ -92,3 +93,17 @@ def test_labels_that_only_some_cases_have(tmp_path: Path):
     assert load(case)["label"].any()
     del case["label"]
     assert "label" not in load(case)
+
+
+def test_only_masks_that_were_verified_are_read(tmp_path: Path):
+    """A mask counts as verified under the case that it belongs to, also where another case is given it."""
+    case = write_case(tmp_path)
+    digest = sha256(case["label"])
+    shuffled = {**case, "label_of": "b"}
+    for item, owner in ((case, "a"), (shuffled, "b")):
+        assert LoadBrainBoxd(BrainBoxCache(tmp_path / "cache", hashes={owner: {"label": digest}}), with_label=True)(
+            item
+        )
+        load = LoadBrainBoxd(BrainBoxCache(tmp_path / "cache", hashes={owner: {"label": "0" * 64}}), with_label=True)
+        with pytest.raises(DataError, match=r"case a, field label"):
+            load(item)

@@ -43,6 +43,7 @@ def test_shuffled_gives_every_mask_to_another_case() -> None:
     assert labelled(shuffled) == labelled(plain)
     assert {case["label"] for case in shuffled if "label" in case} == {c["label"] for c in plain if "label" in c}
     assert all(case["label"] != f"{case['case_id']}_seg" for case in shuffled if "label" in case)
+    assert all(case["label"] == f"{case['label_of']}_seg" for case in shuffled if "label" in case)
 
 
 def test_exception() -> None:

@@ -208,6 +208,21 @@ def test_tags(tmp_path: Path) -> None:
     assert ("tags-unused", "z", "tags") in {(note.code, note.case_id, note.field) for note in report.notes}
 
 
+def test_tags_of_some_cases_only(tmp_path: Path) -> None:
+    cases = [make_case(tmp_path, case_id) for case_id in ("a", "07", "c")]
+    rows = {"a": {**tags(9), "TC": (1, 2), "ET": (1, 2)}}
+    assert verify_cases(cases, tags=rows, partial=True).ok
+    wrong = {**rows, "c": tags(10)}
+    assert [(f.code, f.case_id) for f in verify_cases(cases, tags=wrong, partial=True).faults] == [("tags", "c")]
+    mangled = {**rows, "7": tags(9)}
+    (fault,) = verify_cases(cases, tags=mangled, partial=True).faults
+    assert (fault.code, fault.case_id) == ("tags-missing", "07"), (
+        "a row that a spreadsheet changed is no unlabeled case"
+    )
+    faults = verify_cases(cases, tags={"z": tags(3)}, partial=True).faults
+    assert [(fault.code, fault.case_id) for fault in faults] == [("tags-missing", c) for c in ("a", "07", "c")]
+
+
 def test_missing_file_and_empty_case(tmp_path: Path) -> None:
     case = make_case(tmp_path, "a")
     Path(case["modalities"]["t1"]).unlink()

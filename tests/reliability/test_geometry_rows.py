@@ -238,14 +238,6 @@ def test_g3_header(tmp_path: Path, forms: tuple[int, int]) -> None:
         assert not mask or values == ({0, 4} if path.name.endswith("pred.nii.gz") else {0, 1})
 
 
-def test_g3_one_slice_stays_three_dimensional(tmp_path: Path) -> None:
-    image = np.full((12, 10, 1), 100, np.int16)
-    image[:3], image[5:8, 4:7] = 0, 900
-    write_image(tmp_path / "flair.nii.gz", image, np.diag([1.0, 1.0, 5.0, 1.0]), "RAS")
-    infer([{"case_id": "a", "modalities": {"flair": str(tmp_path / "flair.nii.gz")}}], oracle(image), 5.0, tmp_path)
-    assert nib.load(tmp_path / "cases" / "a" / "a_pred.nii.gz").shape == (12, 10, 1)
-
-
 @pytest.mark.parametrize("way", ["inference", "explain"])
 def test_g4_resampling(tmp_path: Path, way: str) -> None:
     """A smooth ellipsoid in slices of 6 mm, seen at 1 mm, comes back."""

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from monai_rrr.attribution import CAM, GradCAM, GuidedBackprop, InputTimesGradient
-from monai_rrr.attribution.probe import probe
+from monai_rrr.attribution.preflight import probe
 from monai_rrr.errors import ConfigError
 
 needs_einops = pytest.mark.skipif(find_spec("einops") is None, reason="MONAI's transformers need einops")

@@ -167,7 +167,9 @@ class Training:
             log.attach(self.trainer)
             self.objects["log"] = log
             WeightsExport(self.network, Path(folder) / "model.pt").attach(self.trainer)
-            self.checkpoint = TrainingCheckpoint(Path(folder) / "resume", self.objects, {"seed": seed}, **options)
+            self.checkpoint = TrainingCheckpoint(
+                Path(folder) / "resume", self.objects, settings={"seed": seed}, **options
+            )
             self.lock = RunLock([folder])
 
     def run(self) -> Training:
