@@ -178,13 +178,17 @@ def test_r3_terms(term: str, tag: float, brain: bool) -> None:
 COMPATIBLE = {
     "UNet": (lambda: UNet(3, 1, 2, (4, 8), (2,)), 16, "model.0"),
     "SegResNet": (lambda: SegResNet(3, 8, 1, 2, blocks_down=(1, 1), blocks_up=(1,)), 16, "down_layers.1"),
-    "DynUNet": (lambda: DynUNet(3, 1, 2, (3, 3), (1, 2), (2,), (4, 8)), 16, "bottleneck"),
+    "DynUNet": (lambda: DynUNet(3, 1, 2, (3, 3, 3), (1, 2, 2), (2, 2), (4, 8, 16)), 16, "bottleneck"),
     "UNETR": (
         lambda: UNETR(1, 2, (32, 32, 32), feature_size=4, hidden_size=24, mlp_dim=24, num_heads=2),
         32,
         "encoder2.blocks.0.0",
     ),
-    "SwinUNETR": (lambda: SwinUNETR(1, 2, feature_size=12, use_checkpoint=True), 64, "swinViT.patch_embed"),
+    "SwinUNETR": (
+        lambda: SwinUNETR(1, 2, depths=(1, 1, 1, 1), feature_size=12, use_checkpoint=True),
+        64,
+        "swinViT.patch_embed",
+    ),
 }
 
 
