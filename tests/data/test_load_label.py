@@ -101,7 +101,9 @@ def test_only_masks_that_were_verified_are_read(tmp_path: Path):
     digest = sha256(case["label"])
     shuffled = {**case, "label_of": "b"}
     for item, owner in ((case, "a"), (shuffled, "b")):
-        assert LoadBrainBoxd(BrainBoxCache(tmp_path / "cache", hashes={owner: {"label": digest}}), with_label=True)(item)
+        assert LoadBrainBoxd(BrainBoxCache(tmp_path / "cache", hashes={owner: {"label": digest}}), with_label=True)(
+            item
+        )
         load = LoadBrainBoxd(BrainBoxCache(tmp_path / "cache", hashes={owner: {"label": "0" * 64}}), with_label=True)
         with pytest.raises(DataError, match=r"case a, field label"):
             load(item)

@@ -216,7 +216,9 @@ def test_tags_of_some_cases_only(tmp_path: Path) -> None:
     assert [(f.code, f.case_id) for f in verify_cases(cases, tags=wrong, partial=True).faults] == [("tags", "c")]
     mangled = {**rows, "7": tags(9)}
     (fault,) = verify_cases(cases, tags=mangled, partial=True).faults
-    assert (fault.code, fault.case_id) == ("tags-missing", "07"), "a row that a spreadsheet changed is no unlabeled case"
+    assert (fault.code, fault.case_id) == ("tags-missing", "07"), (
+        "a row that a spreadsheet changed is no unlabeled case"
+    )
     faults = verify_cases(cases, tags={"z": tags(3)}, partial=True).faults
     assert [(fault.code, fault.case_id) for fault in faults] == [("tags-missing", c) for c in ("a", "07", "c")]
 
