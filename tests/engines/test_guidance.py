@@ -149,7 +149,8 @@ def test_classifiers_of_monai(kind: str) -> None:
     before = {name: value.clone() for name, value in network.named_parameters()}
     trainer.run()
     assert set(trainer.state.output["terms"]) == set(terms)
-    moved = [name for name, value in network.named_parameters() if not torch.equal(value, before[name])]
-    # a step can be too small to change a weight in float32
-    assert len(moved) > 0.9 * len(before)
+    still = {name for name, value in network.named_parameters() if torch.equal(value, before[name])}
+    # batch normalization takes a bias before it out again: its gradient is rounding
+    assert still <= {name for name in before if name.endswith("downsample.0.bias")}
+    assert trainer.state.output.keys().isdisjoint({"skipped"})
     assert all(not module._forward_hooks for module in network.modules())
