@@ -112,8 +112,12 @@ GROUP = "import os, runpy, sys; os.setpgrp(); sys.argv = sys.argv[1:]; runpy.run
 def test_t13_two_processes_and_one_folder(start: Start, tiny: Any, reference: Any, tmp_path: Path) -> None:
     first = start(tmp_path, "verbose=true", "delay=0.3")
     wait_for(first, 1)
+    first.send_signal(signal.SIGSTOP)  # or it ends while the second one still imports
     second = start(tmp_path)
-    _, err = second.communicate(timeout=300)
+    try:
+        _, err = second.communicate(timeout=300)
+    finally:
+        first.send_signal(signal.SIGCONT)
     assert second.returncode == 1
     assert f"in use by process {first.pid} on " in err
     assert "[run-folder-locked]" in err
