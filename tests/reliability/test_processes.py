@@ -161,7 +161,7 @@ def test_m4_broken_worker(tiny: Any, reference: Any, tmp_path: Path, kill: bool)
 @pytest.mark.slow
 def test_p4_two_processes_stop_together_and_go_on(start: Start, tiny: Any, tmp_path: Path) -> None:
     whole = result(start(tmp_path / "whole", launcher=LAUNCHER))
-    process = start(tmp_path / "run", "verbose=true", "delay=0.2", launcher=LAUNCHER)
+    process = start(tmp_path / "run", "verbose=true", "delay=1.0", launcher=LAUNCHER)
     wait_for(process, 4)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=300)
