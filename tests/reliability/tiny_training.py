@@ -231,7 +231,7 @@ def _feed(digest: Any, name: str, value: Any) -> None:
 
 
 def main() -> None:
-    """Train in FOLDER, print one line of JSON with the result; a line per iteration when ``verbose`` is set.
+    """Train in FOLDER, print one line of JSON with the result; a line per iteration of the first process when ``verbose`` is set.
 
     ``fail``: [rank, iteration, "raise" or "kill"]; ``even``: whether all processes get equally many samples.
     """
@@ -247,8 +247,8 @@ def main() -> None:
     training = Training(folder, **options)
 
     def watch(engine: Any) -> None:
-        if verbose:
-            print("iteration", engine.state.iteration, flush=True)
+        if verbose and rank == 0:  # the lines of several processes would run into each other
+            print(f"iteration {engine.state.iteration}", flush=True)
         if fail is not None and fail[:2] == [rank, engine.state.iteration]:
             if fail[2] == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
