@@ -231,7 +231,7 @@ def _feed(digest: Any, name: str, value: Any) -> None:
 
 
 def main() -> None:
-    """Train in FOLDER, print one line of JSON with the result; a line per iteration of the first process when ``verbose`` is set.
+    """Train in FOLDER, print one line of JSON with the result; with ``verbose`` a line per iteration (first process).
 
     ``fail``: [rank, iteration, "raise" or "kill"]; ``even``: whether all processes get equally many samples.
     """
