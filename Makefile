@@ -42,8 +42,8 @@ test-slow: $(INSTALLED)
 	"$(BIN)/python" -m pytest -m "slow and not gpu" --durations=25
 
 coverage: $(INSTALLED)
-	"$(BIN)/coverage" json -q -o .coverage.json
-	"$(BIN)/python" .ci/coverage_gate.py .coverage.json
+	"$(BIN)/coverage" json -q -o coverage.json
+	"$(BIN)/python" .ci/coverage_gate.py coverage.json
 
 check: $(INSTALLED)
 	"$(BIN)/ruff" check .
