@@ -480,22 +480,6 @@ def test_d17_named_error_from_a_worker(cohort: Any, tmp_path: Path, how: str, wo
     assert "monai_rrr error:" not in str(error)
 
 
-def test_d17_through_the_loader_of_torch(cohort: Any, tmp_path: Path) -> None:
-    cases = load_datalist(cohort.root)
-    damage(cohort, "truncated")
-    load = LoadBrainBoxd(BrainBoxCache(tmp_path / "cache"))
-
-    class Plain(torch.utils.data.Dataset):
-        def __len__(self) -> int:
-            return len(cases)
-
-        def __getitem__(self, index: int) -> str:
-            return str(load(cases[index])["case_id"])
-
-    loader = torch.utils.data.DataLoader(Plain(), num_workers=1, multiprocessing_context="fork")
-    assert re.match(r"\[gzip-truncated\] case case_b, field t2, file .*, no checksum Hint: ", str(failure(loader)))
-
-
 def test_d17_all_faults_survive_pickling(cohort: Any) -> None:
     damage(cohort, "truncated")
     report = cohort.verify()
