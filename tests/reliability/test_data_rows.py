@@ -17,7 +17,6 @@ import gzip
 import json
 import os
 import pickle
-import re
 import shutil
 import unicodedata
 from collections.abc import Callable
@@ -27,7 +26,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from monai.data import Dataset
 from monai.transforms import Compose, SelectItemsd
 from typer.testing import CliRunner
