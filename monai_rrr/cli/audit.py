@@ -22,7 +22,19 @@ import typer
 
 from .audit_run import Source, audit_bundle, audit_network, describe_network
 from .console import guarded, out
-from .explain import BUNDLE, NETWORK, SIZE_HELP
+from .network_options import (
+    NETWORK,
+    BundleName,
+    Checkpoint,
+    Config,
+    Layer,
+    Modalities,
+    NetworkId,
+    Size,
+    Spacing,
+    TrustCode,
+    TrustWeights,
+)
 from .verify import CONVENTION_HELP, DATA_HELP
 
 __all__ = ["audit"]
@@ -32,7 +44,7 @@ __all__ = ["audit"]
 def audit(
     data: Annotated[Path, typer.Argument(metavar="DATA", help=DATA_HELP + " Masks help, but aren't needed.")],
     folder: Annotated[Path, typer.Option("--out", help="Folder for index.html.")] = Path("audit"),
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights; by default models/model.pt of the bundle.")] = None,
+    checkpoint: Checkpoint = None,
     region: Annotated[
         str | None, typer.Option(help="Where evidence should lie: WT, TC or ET. Default: WT, every label but 0.")
     ] = None,
@@ -41,38 +53,19 @@ def audit(
     sanity: Annotated[int, typer.Option(min=0, help="Cases for the sanity check; 0 leaves it out.")] = 2,
     tolerance: Annotated[float, typer.Option(min=0, help="Of the pointing game, in mm.")] = 5.0,
     max_cases: Annotated[int, typer.Option(min=1, help="Show pictures of so many cases, the worst ones.")] = 24,
-    bundle: Annotated[
-        str | None, typer.Option(help="Folder or name of a bundle of this project.", rich_help_panel=BUNDLE)
-    ] = None,
-    trust_weights: Annotated[
-        bool,
-        typer.Option(
-            "--trust-weights", help="Accept weights without a manifest, made elsewhere.", rich_help_panel=BUNDLE
-        ),
-    ] = False,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML or JSON that defines a network.", rich_help_panel=NETWORK)
-    ] = None,
-    layer: Annotated[str | None, typer.Option(help="Layer to explain.", rich_help_panel=NETWORK)] = None,
+    bundle: BundleName = None,
+    trust_weights: TrustWeights = False,
+    config: Config = None,
+    layer: Layer = None,
     class_idx: Annotated[
         int | None,
         typer.Option("--class", min=0, help="Class to explain. Default: the predicted one.", rich_help_panel=NETWORK),
     ] = None,
-    modality: Annotated[
-        list[str] | None,
-        typer.Option(help="Input channel, in order; repeatable. Default: t1, t1c, t2, flair.", rich_help_panel=NETWORK),
-    ] = None,
-    spacing: Annotated[
-        float | None, typer.Option(min=0.1, help="Voxel size for the network in mm.", rich_help_panel=NETWORK)
-    ] = None,
-    size: Annotated[tuple[int, int, int] | None, typer.Option(help=SIZE_HELP, rich_help_panel=NETWORK)] = None,
-    network_id: Annotated[str, typer.Option(help="Entry of the config.", rich_help_panel=NETWORK)] = "network_def",
-    trust_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-code", help="Let the config run code. Only for files you reviewed.", rich_help_panel=NETWORK
-        ),
-    ] = False,
+    modality: Modalities = None,
+    spacing: Spacing = None,
+    size: Size = None,
+    network_id: NetworkId = "network_def",
+    trust_code: TrustCode = False,
 ) -> None:
     """Where does a network look? How much of its evidence lies in the lesion, in the rest of the brain, outside of it?
 

@@ -23,12 +23,23 @@ import typer
 
 from .console import guarded, out
 from .explain_bundle import run_inference
+from .network_options import (
+    BUNDLE,
+    NETWORK,
+    BundleName,
+    Checkpoint,
+    Config,
+    Layer,
+    Modalities,
+    NetworkId,
+    Size,
+    Spacing,
+    TrustCode,
+    TrustWeights,
+)
 from .verify import CONVENTION_HELP, DATA_HELP
 
-__all__ = ["BUNDLE", "NETWORK", "SIZE_HELP", "explain"]
-
-BUNDLE, NETWORK = "With a bundle", "With any network"
-SIZE_HELP = "Voxels X Y Z around the center of the brain, for networks that take one size only (transformers)."
+__all__ = ["explain"]
 
 
 @guarded
@@ -38,23 +49,14 @@ def explain(
     folder: Annotated[Path, typer.Option("--out", help="Folder for the results, one folder per case.")] = Path(
         "explained"
     ),
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights; by default models/model.pt of the bundle.")] = None,
-    bundle: Annotated[
-        str | None, typer.Option(help="Folder or name of a bundle of this project.", rich_help_panel=BUNDLE)
-    ] = None,
+    checkpoint: Checkpoint = None,
+    bundle: BundleName = None,
     convention: Annotated[
         str, typer.Option(help="Label values to write. " + CONVENTION_HELP, rich_help_panel=BUNDLE)
     ] = "brats2018",
-    trust_weights: Annotated[
-        bool,
-        typer.Option(
-            "--trust-weights", help="Accept weights without a manifest, made elsewhere.", rich_help_panel=BUNDLE
-        ),
-    ] = False,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML or JSON that defines a network.", rich_help_panel=NETWORK)
-    ] = None,
-    layer: Annotated[str | None, typer.Option(help="Layer to explain.", rich_help_panel=NETWORK)] = None,
+    trust_weights: TrustWeights = False,
+    config: Config = None,
+    layer: Layer = None,
     list_layers: Annotated[
         bool, typer.Option("--list-layers", help="List the layers to choose from and stop.", rich_help_panel=NETWORK)
     ] = False,
@@ -67,21 +69,11 @@ def explain(
             rich_help_panel=NETWORK,
         ),
     ] = None,
-    modality: Annotated[
-        list[str] | None,
-        typer.Option(help="Input channel, in order; repeatable. Default: t1, t1c, t2, flair.", rich_help_panel=NETWORK),
-    ] = None,
-    spacing: Annotated[
-        float | None, typer.Option(min=0.1, help="Voxel size for the network in mm.", rich_help_panel=NETWORK)
-    ] = None,
-    size: Annotated[tuple[int, int, int] | None, typer.Option(help=SIZE_HELP, rich_help_panel=NETWORK)] = None,
-    network_id: Annotated[str, typer.Option(help="Entry of the config.", rich_help_panel=NETWORK)] = "network_def",
-    trust_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-code", help="Let the config run code. Only for files you reviewed.", rich_help_panel=NETWORK
-        ),
-    ] = False,
+    modality: Modalities = None,
+    spacing: Spacing = None,
+    size: Size = None,
+    network_id: NetworkId = "network_def",
+    trust_code: TrustCode = False,
 ) -> None:
     """Show where a network sees evidence, on skull-stripped images: heatmaps and masks as NIfTI, and a picture.
 
