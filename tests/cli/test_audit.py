@@ -186,6 +186,19 @@ def test_refusals(words: list[str], message: str, two_cases: Path, tmp_path: Pat
     assert not (tmp_path / "audit").exists()
 
 
+def audit_untrained_bundle(cases: Path, folder: Path) -> str:
+    """Audit the equivariant CAM bundle with weights as they are at the start; return what is printed."""
+    parser = ConfigParser()
+    parser.read_config(str(find_bundle("brats_mri_equivariant_cam") / "configs" / "inference.yaml"))
+    write_tensors(folder / "model.pt", parser.get_parsed_content("network_def").state_dict())
+    words = ["--bundle", "brats_mri_equivariant_cam", "--checkpoint", folder / "model.pt"]
+    code, text, errors = run(
+        "audit", cases, *words, "--convention", "brats2018", "--out", folder / "audit", "--sanity", 1
+    )
+    assert code == 0, errors
+    return text
+
+
 def test_bundle(two_cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bundle's own process is replaced: what it would write is written here, by the weights that it is given."""
     seen = []
@@ -203,14 +216,7 @@ def test_bundle(two_cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 nib.save(nib.Nifti1Image(heatmap, image.affine), folder / f"{entry['case_id']}_heatmap_{name}.nii.gz")
 
     monkeypatch.setattr(explain_bundle, "run_bundle", inference)
-    parser = ConfigParser()
-    parser.read_config(str(find_bundle("brats_mri_equivariant_cam") / "configs" / "inference.yaml"))
-    write_tensors(tmp_path / "model.pt", parser.get_parsed_content("network_def").state_dict())
-    words = ["--bundle", "brats_mri_equivariant_cam", "--checkpoint", tmp_path / "model.pt"]
-    code, _, errors = run(
-        "audit", two_cases, *words, "--convention", "brats2018", "--out", tmp_path / "audit", "--sanity", 1
-    )
-    assert code == 0, errors
+    audit_untrained_bundle(two_cases, tmp_path)
     html = (tmp_path / "audit" / "index.html").read_text("utf-8")
     assert "Where does brats_mri_equivariant_cam look?" in html
     assert "share of its own evidence in the lesion" in html
@@ -223,14 +229,7 @@ def test_bundle(two_cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_bundle_as_a_process(two_cases: Path, tmp_path: Path) -> None:
-    parser = ConfigParser()
-    parser.read_config(str(find_bundle("brats_mri_equivariant_cam") / "configs" / "inference.yaml"))
-    write_tensors(tmp_path / "model.pt", parser.get_parsed_content("network_def").state_dict())
-    words = ["--bundle", "brats_mri_equivariant_cam", "--checkpoint", tmp_path / "model.pt"]
-    code, text, errors = run(
-        "audit", two_cases, *words, "--convention", "brats2018", "--out", tmp_path / "audit", "--sanity", 1
-    )
-    assert code == 0, errors
+    text = audit_untrained_bundle(two_cases, tmp_path)
     html = Path(text.strip()).read_text("utf-8")
     assert "share of its own evidence in the lesion" in html
     assert "similarity is" in html
