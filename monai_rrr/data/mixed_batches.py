@@ -18,6 +18,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
+from monai_rrr.utils.seeds import step_generator
+
 __all__ = ["MixedBatchSampler"]
 
 
@@ -85,7 +87,7 @@ class MixedBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the batches of an epoch, items with a mask first."""
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % (2**63))
+        generator = step_generator(self.seed, self.epoch)
         self.epoch += 1
         total = self.batches * self.num_replicas
         rest = self.batch_size - self.masked

@@ -27,6 +27,7 @@ from monai_rrr.losses.consistency import AttentionConsistencyLoss
 from monai_rrr.losses.reduction import full_precision, weighted_mean
 from monai_rrr.objectives.erasing import FILLS, blend, soft_mask
 from monai_rrr.objectives.evidence import brain_on, class_scores, draw_class, fused, heatmaps_of
+from monai_rrr.utils.seeds import step_generator
 
 __all__ = ["AttentionConsistency"]
 
@@ -142,9 +143,9 @@ class AttentionConsistency:
                 raise ValueError("control 'shuffled' needs a batch of at least 2 samples, got 1")
             return evidence.roll(1, 0)
         if self.control == "random":
-            key = self.seed * 1_000_003 + int(batch.get("iteration", 0))
             coarse = [max(2, size // 4) for size in evidence.shape[2:]]
-            noise = torch.randn(*evidence.shape[:2], *coarse, generator=torch.Generator().manual_seed(key % 2**63))
+            generator = step_generator(self.seed, int(batch.get("iteration", 0)))
+            noise = torch.randn(*evidence.shape[:2], *coarse, generator=generator)
             rank = resize_heatmap(noise, evidence.shape[2:]).to(evidence.device).flatten(2).argsort(2).argsort(2)
             return evidence.flatten(2).sort(2).values.gather(2, rank).reshape(evidence.shape)
         return evidence

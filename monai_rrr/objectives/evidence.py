@@ -24,6 +24,7 @@ from torch import Tensor
 from monai_rrr.attribution.attributor import Attributor
 from monai_rrr.attribution.trace import Trace
 from monai_rrr.objectives.mask_control import controlled_mask
+from monai_rrr.utils.seeds import step_generator
 
 __all__ = ["CLASSES", "allowed_evidence", "brain_on", "choose_classes", "class_scores", "fused", "heatmaps_of"]
 
@@ -76,8 +77,7 @@ def choose_classes(trace: Trace, batch: Mapping[str, Any], which: str, seed: int
 
 def draw_class(candidates: Tensor, batch: Mapping[str, Any], seed: int) -> Chosen:
     """Draw one of the candidates (``B K``) for each sample; a pure function of seed and iteration."""
-    key = seed * 1_000_003 + int(batch.get("iteration", 0))
-    draw = torch.rand(candidates.shape, generator=torch.Generator().manual_seed(key % 2**63))
+    draw = torch.rand(candidates.shape, generator=step_generator(seed, int(batch.get("iteration", 0))))
     draw = draw.to(candidates.device).masked_fill(~candidates, -1.0)
     return Chosen(draw.argmax(1, keepdim=True), candidates.any(1, keepdim=True).float())
 

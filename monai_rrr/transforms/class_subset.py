@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from monai_rrr.utils.seeds import step_generator
+
 __all__ = ["RandomClassSubset"]
 
 
@@ -61,7 +63,7 @@ class RandomClassSubset:
         first = (tags > 0.5) | tags.isnan()
         if self.background is not None:
             first[:, self.background] = True
-        generator = torch.Generator().manual_seed(((self.seed * 1_000_003 + iteration) * 1009 + rank) % (2**63))
+        generator = step_generator(self.seed, iteration, rank)
         key = torch.rand(tags.shape, generator=generator) + (~first).float()
         count = min(tags.shape[1], int(first.sum(1).max()) + self.absent)
         return key.argsort(1)[:, :count].to(class_label.device)

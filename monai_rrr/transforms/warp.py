@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from monai_rrr.utils.seeds import step_generator
+
 __all__ = ["RandomWarp", "Warp"]
 
 
@@ -159,8 +161,7 @@ class RandomWarp:
         shape = tuple(image.shape[2:])
         if len(shape) not in (2, 3):
             raise ValueError(f"expected B C H W [D], got {tuple(image.shape)}")
-        key = (self.seed * 1_000_003 + iteration) * 1009 + rank
-        generator = torch.Generator().manual_seed(key % (2**63))
+        generator = step_generator(self.seed, iteration, rank)
         draws = [self._draw(shape, generator) for _ in range(len(image))]
         theta = torch.stack([theta for theta, _ in draws])
         return Warp(theta, tuple(exact for _, exact in draws))

@@ -19,7 +19,7 @@ import random
 import numpy as np
 import torch
 
-__all__ = ["derive_seed", "seed_all"]
+__all__ = ["derive_seed", "seed_all", "step_generator"]
 
 
 def derive_seed(*keys: int) -> int:
@@ -50,3 +50,22 @@ def seed_all(*keys: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  (what transforms of others draw from)
     torch.manual_seed(seed)
+
+
+def step_generator(seed: int, step: int, rank: int | None = None) -> torch.Generator:
+    """Return a generator on the CPU whose draws are a pure function of seed, step and, if given, rank.
+
+    What is drawn in a step is then the same in a resumed run, and touches no global random state.
+
+    Args:
+        seed: of what is drawn.
+        step: iteration or epoch.
+        rank: of the process, where each one draws for itself.
+
+    Example:
+        >>> one, two = (torch.rand(3, generator=step_generator(0, 7, rank=1)) for _ in range(2))
+        >>> torch.equal(one, two)
+        True
+    """
+    key = seed * 1_000_003 + step
+    return torch.Generator().manual_seed((key if rank is None else key * 1009 + rank) % 2**63)
