@@ -59,7 +59,8 @@ def run(
 
     *Reproducible.* Order of the samples, augmentation, and whatever else is random in a step follow from the seed, the
     epoch, the sample and the iteration (:class:`~monai_rrr.data.EpochLoader`). On a CPU, a training that was stopped
-    anywhere and resumed ends with the same bits as one that was not, with any number of workers.
+    anywhere and resumed ends with the same bits as one that was not, with any number of workers and the same number of
+    threads.
 
     *Interruptible.* SIGTERM, SIGUSR1 and SIGINT (Ctrl-C, or a notebook's stop button) are answered after the present
     iteration; after the last one of an epoch, once its validation is over. A checkpoint is written, and the process

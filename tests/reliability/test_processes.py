@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from monai.data import Dataset
 
 from monai_rrr.errors import TrainingError
@@ -198,6 +199,8 @@ def test_j2_interrupt_of_a_notebook_cell(tiny: Any, reference: Any, tmp_path: Pa
             return [message["content"] for message in seen]
 
         run_cell(f"import sys, warnings; warnings.simplefilter('ignore'); sys.path.insert(0, {str(SCRIPT.parent)!r})")
+        # As many threads as the reference was computed with: sums depend on it.
+        run_cell(f"import torch; torch.set_num_threads({torch.get_num_threads()})")
         run_cell(f"import tiny_training as t; a = t.Training({str(tmp_path)!r}, delay=0.2)")
         kernel.execute("a.run()")
         deadline = time.monotonic() + 60
