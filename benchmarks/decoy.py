@@ -21,7 +21,8 @@ r"""Decoy bench: who falls for a marker, and what brings them back?
 A method is an entry of ``decoy_methods.yaml``: terms and weights that join the task loss in the objective, and
 
 - ``mask_share``: share of the training cases of each class whose mask is given, rounded up (default 1);
-- ``shuffled``: masks of other cases of the class, on purpose;
+- ``masks``: wrong ones on purpose: ``random``, ``inverted`` (see ``monai_rrr.objectives.mask_control``; drawn once per
+  case) or ``shuffled`` (those of other cases of the class);
 - ``training: removed``: train without the marker, a reference that no method on marked images has to reach.
 
 ``task`` (the task loss alone) is always there. The network gives one logit, tumor or not. Masks (``evidence_mask``) are
@@ -65,6 +66,7 @@ from torch import Tensor, nn
 from monai_rrr.attribution import resize_heatmap
 from monai_rrr.metrics import LocalizationScores, TopLabelCalibration, bootstrap_mean, paired_difference
 from monai_rrr.objectives import Classification, Objective
+from monai_rrr.objectives.mask_control import controlled_mask
 from monai_rrr.report.pareto import ParetoPoint, write_pareto_picture
 from monai_rrr.utils.files import atomic_write
 
@@ -76,17 +78,22 @@ METHODS = Path(__file__).with_name("decoy_methods.yaml")
 
 def masks_given(cases: Cases, method: Mapping[str, Any], seed: int) -> tuple[Tensor, Tensor]:
     """Evidence masks ``N 1 H W D`` and which cases have one, ``N``: a share of each class, the same for all methods."""
-    positive = cases.label[:, 0].cpu() > 0
+    positive, control = cases.label[:, 0].cpu() > 0, method.get("masks", "none")
     has, source = torch.zeros(len(cases), dtype=torch.bool), torch.arange(len(cases))
     for group in (positive, ~positive):
         order = torch.from_numpy(np.random.RandomState(seed).permutation(group.nonzero()[:, 0].numpy()))
         given = order[: math.ceil(method.get("mask_share", 1.0) * len(order))]
         has[given] = True
-        if method.get("shuffled"):
+        if control == "shuffled":
             source[given] = given.roll(1)
     device = cases.image.device
     mask = torch.where(cases.label[:, 0].bool().reshape(-1, 1, 1, 1, 1), cases.lesion, cases.brain)
-    return mask[source.to(device)].float(), has.to(device)
+    mask = mask[source.to(device)].float()
+    if control in ("random", "inverted"):
+        names = {"case_id": cases.case_id}
+        wrong, _ = controlled_mask(mask.cpu()[:, None], has, cases.brain.cpu().float(), names, control, seed)
+        mask = wrong[:, 0].to(device)
+    return mask, has.to(device)
 
 
 def prepared(method: Mapping[str, Any], training: Cases, seed: int, batch_size: int) -> tuple[Batches, Objective]:
