@@ -207,8 +207,8 @@ def cost(options: Any) -> None:
         name: {
             "seconds": statistics.median(values),
             "time": round(statistics.median(a / b for a, b in zip(values, seconds["task"], strict=True)), 3),
-            "peak_mib": round(peak[name], 1),
-            "memory": round(peak[name] / peak["task"], 3),
+            "peak_mib": round(peak[name], 1) if device.type == "cuda" else None,
+            "memory": round(peak[name] / peak["task"], 3) if device.type == "cuda" else None,
         }
         for name, values in seconds.items()
     }
@@ -359,7 +359,7 @@ def main() -> None:
         command.add_argument("--jobs", type=int, default=1, help="processes")
         command.add_argument("--rounds", type=int, default=5, help="of the cost")
         command.add_argument("--width", type=int, default=8)
-        command.add_argument("--epochs", type=int, default=30)
+        command.add_argument("--epochs", type=int, default=40)
         command.add_argument("--batch-size", type=int, default=16)
         command.add_argument("--learning-rate", type=float, default=1e-2)
     options = parser.parse_args()
