@@ -114,7 +114,7 @@ def build(options: Mapping[str, Any]) -> nn.Module:
             default: ``rule``, ``first``, ``norm``, ``normalize``, ``scale``.
     """
     arm, filters = options["arm"], options["filters"]
-    norm = options.get("norm", "instance")
+    norm = options.get("norm", "batch")
     if arm == "dynunet":
         return DeepUNet(dynunet(filters, norm, CLASSES + 1, deep_supervision=True, deep_supr_num=2))
     unet = dynunet(filters, norm, act_name=("relu", {"inplace": False}))
@@ -127,7 +127,7 @@ def build(options: Mapping[str, Any]) -> nn.Module:
     if arm == "cam":
         network: Any = CAMHead(classifier)
     else:
-        rules = LRPRules(BODY[options.get("rule", "eps")], Epsilon(), FIRST[options.get("first", "w2")])
+        rules = LRPRules(BODY[options.get("rule", "z+")], Epsilon(), FIRST[options.get("first", "body")])
         normalize = options.get("normalize", True)
         network = TiedAutoencoder(classifier, CLASSES, rules, tied=arm == "tied", normalize=normalize)
         nn.init.constant_(network.scale, options.get("scale", 1.0))

@@ -48,9 +48,9 @@ RATES = (1e-3, 3e-3, 1e-2)
 TUNING = {"share": 0.2, "seed": 100}
 ABLATIONS: dict[str, dict[str, Any]] = {
     "rule_gamma": {"rule": "gamma"},
-    "rule_zplus": {"rule": "z+"},
+    "rule_eps": {"rule": "eps"},
     "first_flat": {"first": "flat"},
-    "first_like_body": {"first": "body"},
+    "first_w2": {"first": "w2"},
     "scale_fixed": {"normalize": False},
     "norm_instance": {"norm": "instance"},
     "norm_group": {"norm": "group"},
