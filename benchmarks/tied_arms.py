@@ -116,7 +116,7 @@ def build(options: Mapping[str, Any]) -> nn.Module:
     arm, filters = options["arm"], options["filters"]
     norm = options.get("norm", "batch")
     if arm == "dynunet":
-        return DeepUNet(dynunet(filters, norm, CLASSES + 1, deep_supervision=True, deep_supr_num=2))
+        return DeepUNet(dynunet(filters, "instance", CLASSES + 1, deep_supervision=True, deep_supr_num=2))
     unet = dynunet(filters, norm, act_name=("relu", {"inplace": False}))
     if arm in ("unet", "multitask"):
         nn.init.constant_(unet.output_block.conv.conv.bias, PRIOR)
