@@ -196,7 +196,8 @@ def voxel_saliency_box(
     """
     with torch.enable_grad(), evaluating(network):
         trace = record(network, image, (INPUT, "annotator_logits"), frozen_weights=True)
-        value = trace.features["annotator_logits"][(0, annotator, label, *voxel)]
+        d, h, w = voxel
+        value = trace.features["annotator_logits"][0, annotator, label, d, h, w]
         (gradient,) = torch.autograd.grad(value, trace.features[INPUT])
     return saliency_box(gradient[0])
 

@@ -119,6 +119,7 @@ class PrototypeBank(nn.Module):
         position = torch.where(entering, position, self.capacity)
         rows = torch.arange(groups, device=index.device)[:, None]
         self.queue[rows, position] = embedding.to(self.queue.dtype)[index]
+        self.queue[:, -1] = 0
         self.entered += entering.sum(1)
         if momentum is not None:
             self._move(entering.any(1), momentum)
