@@ -151,7 +151,7 @@ def explain_regions(
         raise ValueError(f"expected maps of one volume, got {len(maps.label)}")
     given = maps.label[0] if label is None else label.to(maps.label.device)
     regions = _regions(maps.disagreement[0] > threshold, least)
-    size = regions.bincount(minlength=2)[1:].tolist() if regions.numel() else []
+    size = regions.flatten().bincount()[1:].tolist()
     if not bool(regions.any()):
         return regions, []
     posterior = annotator_posterior(maps.probability[0, 1:], given, regions, network.prior_weight[1:], temperature)
@@ -206,7 +206,7 @@ def _regions(mask: Tensor, least: int) -> Tensor:
     """Connected regions, the largest first as 1."""
     labels, count = ndimage.label(mask.cpu().numpy())
     found = torch.as_tensor(labels).long()
-    size = found.bincount(minlength=count + 1)
+    size = found.flatten().bincount(minlength=count + 1)
     size[0] = 0
     order = size.argsort(descending=True, stable=True)
     renumbered = torch.zeros(count + 1, dtype=torch.int64)

@@ -63,7 +63,8 @@ class KernelTie:
     def __call__(self, trace: Trace, batch: Mapping[str, Any]) -> Tensor:
         """Return the loss."""
         sample, features = sampled_voxels(trace, batch), trace.features
-        kernels, prototypes = features["kernels"], features["tendency_prototypes"].to(features["kernels"].dtype)
+        kernels, prototypes = features["kernels"], features["tendency_prototypes"].detach()
+        prototypes = prototypes.to(kernels.dtype)
         if self.shuffled:
             prototypes = prototypes.roll(1, 0)
         drawn = sample.label.clamp(min=0).long()[:, :, None, None].expand(-1, -1, 1, kernels.shape[2])

@@ -197,11 +197,11 @@ def test_saliency_box() -> None:
 def test_exception(probability: Tensor) -> None:
     with pytest.raises(ValueError, match="does not match prototypes"):
         prototype_similarity(torch.ones(2, 3), torch.ones(2, 4))
-    with pytest.raises(ValueError, match="share .* does not match probability"):
+    with pytest.raises(ValueError, match=r"share .* does not match probability"):
         mixture(torch.ones(B, R, *SIZE), probability)
-    with pytest.raises(ValueError, match="label .* does not match share"):
+    with pytest.raises(ValueError, match=r"label .* does not match share"):
         responsibility(torch.ones(B, 1 + R, *SIZE), probability, torch.zeros(B, 1).long())
-    with pytest.raises(ValueError, match="label .* do not match probability"):
+    with pytest.raises(ValueError, match=r"label .* do not match probability"):
         annotator_posterior(probability[0], torch.zeros(2), torch.zeros(2), torch.ones(4))
     with pytest.raises(ValueError, match="at least 1 voxel"):
         matching_prototypes(torch.zeros(0, E), torch.ones(C, M, E))

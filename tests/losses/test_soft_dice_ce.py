@@ -79,7 +79,7 @@ def test_zero() -> None:
 
 def test_exception() -> None:
     logits, target, mask = case()
-    with pytest.raises(ValueError, match="target .* does not match logits"):
+    with pytest.raises(ValueError, match=r"target .* does not match logits"):
         SoftDiceCELoss()(logits, target[:, :2])
-    with pytest.raises(ValueError, match="mask .* does not match logits"):
+    with pytest.raises(ValueError, match=r"mask .* does not match logits"):
         SoftDiceCELoss()(logits, target, mask[:, 0])

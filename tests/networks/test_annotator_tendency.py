@@ -128,9 +128,18 @@ def test_annotators_may_be_permuted() -> None:
     assert torch.allclose(theirs[:, order], ours, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["", "checkpointing"])
-def test_gradients_by_finite_differences(name: str) -> None:
-    network = awake(make("ab", **({name: True} if name else {}))).double().eval()
+def test_checkpointing_changes_no_gradient() -> None:
+    batch = {"annotations": drawn(), "annotated": torch.ones(2, R, dtype=torch.bool)}
+    grads = []
+    for checkpointing in (False, True):
+        network = awake(make(checkpointing=checkpointing))
+        AnnotatorSegmentation()(record(network, image(), LAYERS), batch).backward()
+        grads.append([p.grad for p in network.parameters() if p.grad is not None])
+    assert all(torch.allclose(one, two, atol=1e-7) for one, two in zip(*grads, strict=True))
+
+
+def test_gradients_by_finite_differences() -> None:
+    network = awake(make("ab")).double().eval()
     x, label = image(1).double(), drawn(1, 2)
     batch = {"annotations": label, "annotated": torch.ones(1, 2, dtype=torch.bool)}
 
