@@ -103,7 +103,8 @@ def assignment(
         for part in points.split(chunk)
     ]
     size = (len(embedding), *embedding.shape[2:])
-    return torch.cat(parts).unflatten(0, size).movedim(-1, 1)
+    found: Tensor = torch.cat(parts).unflatten(0, size).movedim(-1, 1)
+    return found
 
 
 def mixture(share: Tensor, probability: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ import torch
 from ignite import distributed as idist
 from torch import Tensor
 
-from monai_rrr.transforms.annotations import soft_vote
-from monai_rrr.transforms.signed_distance import signed_distance
+from monai_rrr.transforms.truncated_distance import truncated_distance
+from monai_rrr.transforms.vote_share import vote_share
 from monai_rrr.utils.seeds import derive_seed
 
 __all__ = ["PrepareAnnotations"]
@@ -85,7 +85,7 @@ class PrepareAnnotations:
     ) -> dict[str, Any]:
         """Return the batch on the device; ``iteration`` in ``batchdata`` makes the draw reproducible."""
         batch = {
-            key: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+            key: value.as_subclass(Tensor).to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
             for key, value in batchdata.items()
         }
         if "annotations" not in batch:
@@ -98,13 +98,13 @@ class PrepareAnnotations:
         if "annotated" not in batch:
             batch["annotated"] = (drawn >= 0).flatten(2).any(2)
         if "consensus" not in batch:
-            batch["consensus"] = soft_vote(drawn, batch["annotated"], self.num_classes)
+            batch["consensus"] = vote_share(drawn, batch["annotated"], self.num_classes)
         # who did not draw the case counts for nothing, whatever stands there
         batch["annotations"] = drawn = torch.where(batch["annotated"].bool()[:, :, None, None, None], drawn, -1)
         label = batch["consensus"].argmax(1)
         batch["consensus_label"] = label
         inside = torch.stack([_is_one_of(label, classes) for classes in self.regions], 1)
-        batch["signed_distance"] = signed_distance(inside, self.spacing, self.limit)
+        batch["signed_distance"] = truncated_distance(inside, self.spacing, self.limit)
         batch["voxel"], batch["voxel_stratum"] = self._draw(batch)
         batch["samples"] = {}
         return batch

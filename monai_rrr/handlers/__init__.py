@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from .calibration import TagCalibrationHandler
 from .checkpoint import TrainingCheckpoint
-from .consensus import ConsensusEstimate, ConsensusUpdate, vote
+from .consensus import ConsensusEstimate, ConsensusUpdate, vote_consensus
 from .evaluation import HeatmapEvaluation
 from .prototype_bank import PrototypeUpdate
 from .reliability import ReliabilityHandler
@@ -40,5 +40,5 @@ __all__ = [
     "WeightsLoader",
     "slice_scores",
     "terms_of",
-    "vote",
+    "vote_consensus",
 ]

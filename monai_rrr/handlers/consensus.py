@@ -23,10 +23,10 @@ from torch import Tensor
 from monai_rrr.attribution.exclusive import evaluating
 from monai_rrr.attribution.trace import record
 from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
-from monai_rrr.transforms.annotations import soft_vote
+from monai_rrr.transforms.vote_share import vote_share
 from monai_rrr.utils.progress import training_progress
 
-__all__ = ["ConsensusEstimate", "ConsensusUpdate", "vote"]
+__all__ = ["ConsensusEstimate", "ConsensusUpdate", "vote_consensus"]
 
 
 class ConsensusEstimate(Protocol):
@@ -47,12 +47,12 @@ class ConsensusEstimate(Protocol):
         ...
 
 
-def vote(annotations: Sequence[Tensor], prior: Sequence[Tensor]) -> tuple[list[Tensor], None]:
+def vote_consensus(annotations: Sequence[Tensor], prior: Sequence[Tensor]) -> tuple[list[Tensor], None]:
     """The share of the votes; what the network thinks does not count."""
     found = []
     for drawn, probability in zip(annotations, prior, strict=True):
         everyone = torch.ones(1, len(drawn), dtype=torch.bool, device=drawn.device)
-        found.append(soft_vote(drawn[None], everyone, len(probability))[0])
+        found.append(vote_share(drawn[None], everyone, len(probability))[0])
     return found, None
 
 
@@ -69,7 +69,7 @@ class ConsensusUpdate:
         network: unwrapped.
         cases: dictionaries in memory, those of the trainer's data set: ``image`` ``MDHW``, ``annotations`` ``RDHW``,
             ``annotated`` ``R``.
-        estimate: how; default :func:`vote`.
+        estimate: how; default :func:`vote_consensus`.
         every: epochs.
         start: share of the training before which the votes are used.
 
@@ -81,7 +81,7 @@ class ConsensusUpdate:
         self,
         network: AnnotatorTendencyNet,
         cases: Sequence[MutableMapping[str, Any]],
-        estimate: ConsensusEstimate = vote,
+        estimate: ConsensusEstimate = vote_consensus,
         every: int = 5,
         start: float = 0.2,
     ) -> None:

@@ -13,14 +13,12 @@
 
 from __future__ import annotations
 
-from .annotations import soft_vote
 from .class_subset import RandomClassSubset
 from .evidence_mask import EvidenceMaskd
 from .heatmap_output import HeatmapToLabeld, HeatmapToSourced, SaveHeatmapsd
 from .optional_mask import OptionalMaskd
 from .regions import LabelToRegionsd, to_labels, to_regions
 from .resample import resample_box
-from .signed_distance import signed_distance
 from .slab import RandSlabd
 from .source_grid import to_source_grid
 from .warp import RandomWarp, Warp
@@ -39,8 +37,6 @@ __all__ = [
     "Warp",
     "WholeVolumed",
     "resample_box",
-    "signed_distance",
-    "soft_vote",
     "to_labels",
     "to_regions",
     "to_source_grid",

@@ -19,7 +19,8 @@ import pytest
 import torch
 
 from monai_rrr.engines import PrepareAnnotations
-from monai_rrr.transforms import signed_distance, soft_vote
+from monai_rrr.transforms.truncated_distance import truncated_distance
+from monai_rrr.transforms.vote_share import vote_share
 
 C, SIZE = 4, (12, 10, 8)
 
@@ -41,13 +42,13 @@ def prepared(**options: Any) -> dict[str, Any]:
 def test_votes_and_distances() -> None:
     batch = prepared()
     assert batch["annotated"].tolist() == [[True] * 3, [True, False, True]]
-    assert torch.equal(batch["consensus"], soft_vote(make_batch()["annotations"], batch["annotated"], C))
+    assert torch.equal(batch["consensus"], vote_share(make_batch()["annotations"], batch["annotated"], C))
     assert batch["consensus"][0, 2, 2, 3, 3].item() == pytest.approx(1 / 3)
     assert batch["consensus"][1, 2, 8, 4, 3].item() == 1
     assert float(batch["consensus"][0, :, 0].abs().sum()) == 0
     label = batch["consensus_label"]
     assert torch.equal(label, batch["consensus"].argmax(1))
-    expected = signed_distance(torch.stack([label > 0, (label == 1) | (label == 3), label == 3], 1), (1.0, 1.0, 2.0))
+    expected = truncated_distance(torch.stack([label > 0, (label == 1) | (label == 3), label == 3], 1), (1.0, 1.0, 2.0))
     assert torch.equal(batch["signed_distance"], expected)
 
 

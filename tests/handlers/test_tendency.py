@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from monai_rrr.engines import PrepareAnnotations, explanation_update
-from monai_rrr.handlers import ConsensusUpdate, PrototypeUpdate, TendencySchedule, TendencyStages, vote
+from monai_rrr.handlers import ConsensusUpdate, PrototypeUpdate, TendencySchedule, TendencyStages, vote_consensus
 from monai_rrr.inferers import explain_regions, tendency_maps, voxel_saliency_box
 from monai_rrr.networks import AnnotatorTendencyNet
 from monai_rrr.objectives import (
@@ -267,7 +267,7 @@ def test_consensus_is_estimated_every_few_epochs() -> None:
 
 def test_votes() -> None:
     drawn = torch.tensor([0, 1, -1]).reshape(3, 1, 1, 1)
-    found, reliability = vote([drawn], [torch.zeros(C, 1, 1, 1)])
+    found, reliability = vote_consensus([drawn], [torch.zeros(C, 1, 1, 1)])
     assert found[0].flatten().tolist() == [0.5, 0.5, 0.0]
     assert reliability is None
 

@@ -16,10 +16,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["soft_vote"]
+__all__ = ["vote_share"]
 
 
-def soft_vote(annotations: Tensor, annotated: Tensor, num_classes: int) -> Tensor:
+def vote_share(annotations: Tensor, annotated: Tensor, num_classes: int) -> Tensor:
     """Share of the annotators of a case who drew a class, ``BCDHW``; zeros where nobody drew anything.
 
     Args:
@@ -29,7 +29,7 @@ def soft_vote(annotations: Tensor, annotated: Tensor, num_classes: int) -> Tenso
 
     Example:
         >>> drawn = torch.tensor([0, 1, 1, 2]).reshape(1, 4, 1, 1, 1)
-        >>> soft_vote(drawn, torch.tensor([[True, True, True, False]]), 3).flatten()
+        >>> vote_share(drawn, torch.tensor([[True, True, True, False]]), 3).flatten()
         tensor([0.3333, 0.6667, 0.0000])
     """
     known = (annotations >= 0) & annotated.bool()[:, :, None, None, None]

@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["signed_distance"]
+__all__ = ["truncated_distance"]
 
 
-def signed_distance(mask: Tensor, spacing: Sequence[float], limit: float = 8.0) -> Tensor:
+def truncated_distance(mask: Tensor, spacing: Sequence[float], limit: float = 8.0) -> Tensor:
     """Euclidean distance in mm, positive inside, negative outside, clipped to +-``limit``.
 
     The distance to the nearest voxel of the other side, less half of the smallest spacing, so that both sides are
@@ -42,7 +42,7 @@ def signed_distance(mask: Tensor, spacing: Sequence[float], limit: float = 8.0) 
         ValueError: When the spacing does not fit, or spacing or limit are not positive.
 
     Example:
-        >>> signed_distance(torch.tensor([[[False, False, True, True]]]), [2.0])
+        >>> truncated_distance(torch.tensor([[[False, False, True, True]]]), [2.0])
         tensor([[[-3., -1.,  1.,  3.]]])
     """
     if len(spacing) != mask.ndim - 2:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from monai_rrr.transforms import signed_distance
+from monai_rrr.transforms.truncated_distance import truncated_distance
 
 
 def reference(mask: Tensor, spacing: tuple[float, ...], limit: float) -> Tensor:
@@ -38,7 +38,7 @@ def test_value(spacing: tuple[float, ...], limit: float) -> None:
     mask = torch.rand(2, 2, 6, 5, 7) > 0.9
     mask[1, 1] = False
     mask[1, 0] = True
-    found = signed_distance(mask, spacing, limit)
+    found = truncated_distance(mask, spacing, limit)
     for b in range(2):
         for c in range(2):
             assert torch.allclose(found[b, c].double(), reference(mask[b, c], spacing, limit), atol=1e-5)
@@ -47,7 +47,7 @@ def test_value(spacing: tuple[float, ...], limit: float) -> None:
 def test_two_dimensions() -> None:
     mask = torch.zeros(1, 1, 5, 5, dtype=torch.bool)
     mask[..., 2, 2] = True
-    assert signed_distance(mask, [2.0, 2.0])[0, 0, 2].tolist() == [-3.0, -1.0, 1.0, -1.0, -3.0]
+    assert truncated_distance(mask, [2.0, 2.0])[0, 0, 2].tolist() == [-3.0, -1.0, 1.0, -1.0, -3.0]
 
 
 @pytest.mark.parametrize(
@@ -60,4 +60,4 @@ def test_two_dimensions() -> None:
 )
 def test_exception(spacing: tuple[float, ...], limit: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        signed_distance(torch.ones(1, 1, 2, 2, 2), spacing, limit)
+        truncated_distance(torch.ones(1, 1, 2, 2, 2), spacing, limit)
