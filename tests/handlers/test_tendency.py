@@ -41,6 +41,7 @@ from monai_rrr.objectives import (
     SignedDistance,
     TendencyParsimony,
 )
+from monai_rrr.transforms import BandedConsensus
 
 SIDE, C = 16, 3
 EPOCHS = 40
@@ -263,6 +264,17 @@ def test_consensus_is_estimated_every_few_epochs() -> None:
     bad = ConsensusUpdate(training.network, training.cases, lambda drawn, prior: ([p[:1] for p in prior], None))
     with pytest.raises(ValueError, match=r"consensus of case case 0 must be \(3, 16, 16, 16\), got \(1, 16, 16, 16\)"):
         bad.update()
+
+
+def test_expectation_maximization_as_estimate() -> None:
+    training = Training()
+    estimate = BandedConsensus((1.0, 1.0, 1.0), num_classes=C, regions=((1, 2), (1,)))
+    ConsensusUpdate(training.network, training.cases, estimate).update()
+    for case in training.cases:
+        assert torch.allclose(case["consensus"].sum(0), torch.ones(SIDE, SIDE, SIDE), atol=1e-5)
+    assert float(training.network.rho.sum()) == pytest.approx(1)
+    batch = next(iter(DataLoader(training.cases, batch_size=2)))
+    assert torch.equal(training.prepare(batch, "cpu")["consensus"], batch["consensus"])
 
 
 def test_votes() -> None:
