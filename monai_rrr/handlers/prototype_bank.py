@@ -79,20 +79,16 @@ class PrototypeUpdate:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def _begin(self, engine: Engine) -> None:
-        stage, before = self._stages(engine)
-        epoch_starts = (engine.state.iteration - 1) % (engine.state.epoch_length or 1) == 0
+        state = engine.state
+        stage = self.schedule.stage(training_progress(state))
+        first = state.iteration == 1
+        before = 0 if first else self.schedule.stage(training_progress(state, state.iteration - 1))
+        epoch_starts = (state.iteration - 1) % (state.epoch_length or 1) == 0
         if stage == 1 and (before == 0 or epoch_starts):
             for bank in (self.network.shared_bank, self.network.tendency_bank):
                 bank.initialize(self.seed)
         elif stage >= 2 and before < 2:
-            self.push(cast(Any, engine.state).device)
-
-    def _stages(self, engine: Engine) -> tuple[int, int]:
-        state = engine.state
-        steps = max(1, (state.max_epochs or 1) * (state.epoch_length or 1) - 1)
-        progress = training_progress(state)
-        before = self.schedule.stage(max(0.0, progress - 1 / steps)) if state.iteration > 1 else 0
-        return self.schedule.stage(progress), before
+            self.push(cast(Any, state).device)
 
     def __call__(self, engine: Engine) -> None:
         """Remember, and in stage 1 move."""
@@ -118,10 +114,15 @@ class PrototypeUpdate:
         embedding, own, agreed = _from_all((sample.embedding.detach(), own, sample.agreed(classes)))
         self.network.tendency_bank.observe(embedding, own.T, momentum)
         self.network.shared_bank.observe(embedding, agreed.T, momentum)
+        output["samples"].clear()  # it holds the trace: features as large as the batch
 
     @torch.no_grad()
     def push(self, device: torch.device | str | None = None) -> None:
-        """Read all cases, replace the prototypes by real embeddings and freeze both banks."""
+        """Read all cases, replace the prototypes by real embeddings and freeze them.
+
+        Groups that have none yet, such as those of an annotator who was added later, are started by k-means of the
+        candidates; those that are frozen already stay.
+        """
         found: list[tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]] = []
         self.case_ids = []
         for batch in self._embedded(device):
@@ -132,8 +133,13 @@ class PrototypeUpdate:
                 generator = step_generator(self.seed, index)
                 part = {key: batch[key][b] for key in ("embedding", "annotations", "consensus_label")}
                 found.append(deviation_candidates(part, index, self.network.num_classes, self.per_group, generator))
-        self.network.tendency_bank.push(own for own, _ in found)
-        self.network.shared_bank.push(shared for _, shared in found)
+        banks = (self.network.tendency_bank, self.network.shared_bank)
+        for bank, candidates in zip(banks, zip(*found, strict=True), strict=True):
+            groups = torch.arange(len(bank.prototype), device=bank.prototype.device)[:, None]
+            for points, group, _ in candidates:
+                bank.observe(points, group == groups)
+            bank.initialize(self.seed)
+            bank.push(candidates)
 
     def _embedded(self, device: torch.device | str | None) -> Iterator[dict[str, Any]]:
         with evaluating(self.network):

@@ -148,7 +148,8 @@ class BandedConsensus:
         smooth = counts.new_full((classes, classes), self.other)
         smooth.fill_diagonal_(self.diagonal)
         counts = counts + smooth
-        return counts / counts.sum(3, keepdim=True)
+        confusion: Tensor = counts / counts.sum(3, keepdim=True)
+        return confusion
 
     def _expected(self, region: _Region, confusion: Tensor) -> _Region:
         score = region.prior.clone()

@@ -18,11 +18,12 @@ from typing import Any
 __all__ = ["training_progress"]
 
 
-def training_progress(state: Any) -> float:
+def training_progress(state: Any, iteration: int | None = None) -> float:
     """Share of the training before the present iteration, in [0, 1]: 0 in the first one, 1 in the last one.
 
     Args:
         state: of an ignite engine; ``iteration`` counts from 1.
+        iteration: another one than the present one.
 
     Example:
         >>> from ignite.engine import State
@@ -30,4 +31,5 @@ def training_progress(state: Any) -> float:
         0.5555555555555556
     """
     steps = int(state.max_epochs or 1) * int(state.epoch_length or 1)
-    return min(1.0, max(0, int(state.iteration) - 1) / max(1, steps - 1))
+    number = int(state.iteration) if iteration is None else iteration
+    return min(1.0, max(0, number - 1) / max(1, steps - 1))

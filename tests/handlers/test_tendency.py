@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -159,7 +160,7 @@ def test_every_annotator_is_closer_to_its_own_version_than_the_consensus(trained
 
 def test_prototypes_are_real_patches_of_the_one_who_drew_them(trained: Training) -> None:
     bank = trained.network.tendency_bank
-    assert bool(bank.frozen)
+    assert bool(bank.frozen.all())
     assert trained.bank.case_ids == [c["case_id"] for c in trained.cases]
     there = (bank.source[..., 0] >= 0).nonzero().tolist()
     assert len(there) >= 4
@@ -191,6 +192,25 @@ def test_who_drew_a_region_and_why(trained: Training) -> None:
     two = tendency_maps(trained.network, torch.stack([unseen["image"]] * 2))
     with pytest.raises(ValueError, match="maps of one volume, got 2"):
         explain_regions(trained.network, two)
+
+
+def test_prototypes_of_an_annotator_who_came_later(trained: Training) -> None:
+    network = copy.deepcopy(trained.network)
+    before = network.tendency_bank.prototype.clone()
+    network.add_annotator("c_late")
+    cases = [{**case(index)} for index in range(6)]
+    for item in cases:
+        late = torch.where(item["annotations"][1] > 0, 2, 0)  # tells no core
+        item["annotations"] = torch.cat([item["annotations"], late[None]])
+        item["annotated"] = torch.ones(3, dtype=torch.bool)
+    PrototypeUpdate(network, DataLoader(cases, batch_size=3), trained.prepare).push()
+    bank = network.tendency_bank
+    assert torch.equal(bank.prototype[: 2 * C], before)
+    group = 2 * C + 2
+    assert bool((bank.source[group, :, 1] == 2).all())
+    for index, annotator, label, consensus, *voxel in bank.source[group].tolist():
+        assert int(cases[index]["annotations"][(annotator, *voxel)]) == label == 2
+        assert consensus == 1
 
 
 def test_stages_move_only_what_they_train() -> None:

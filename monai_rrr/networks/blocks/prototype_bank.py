@@ -50,6 +50,7 @@ class PrototypeBank(nn.Module):
         prototype: ``G K E``.
         source: ``G K S`` whole numbers, see :data:`~monai_rrr.networks.blocks.prototype_push.SOURCE`; -1: none.
         nearest_source, nearest_similarity: ``G K N S`` and ``G K N``, the training embeddings most like a prototype.
+        frozen: ``G`` boolean, groups that were pushed.
     """
 
     prototype: Tensor
@@ -84,7 +85,7 @@ class PrototypeBank(nn.Module):
         # the entry after the last takes what is not to be kept
         self.register_buffer("queue", torch.zeros(groups, queue + 1, width))
         self.register_buffer("entered", torch.zeros(groups, dtype=torch.int64))
-        self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("frozen", torch.zeros(groups, dtype=torch.bool))
 
     @property
     def capacity(self) -> int:
@@ -110,7 +111,7 @@ class PrototypeBank(nn.Module):
                 f"expected embedding n {width} and member {groups} n, got {tuple(embedding.shape)}, "
                 f"{tuple(member.shape)}"
             )
-        member = member & ~self.frozen
+        member = member & ~self.frozen[:, None]
         most = min(most, len(embedding), self.capacity)
         # a stable order: the first members come first, then those that are none
         index = (~member).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
@@ -154,11 +155,9 @@ class PrototypeBank(nn.Module):
         Returns:
             how many groups were started: those that remember enough.
         """
-        if bool(self.frozen):
-            return 0
         started = 0
         slots = self.prototype.shape[1]
-        there = (self.prototype.square().sum(-1) > 0).all(1).tolist()
+        there = ((self.prototype.square().sum(-1) > 0).all(1) | self.frozen).tolist()
         for group, entered in enumerate(self.entered.tolist()):
             if there[group] or entered < max(self.least, slots):
                 continue
@@ -170,11 +169,11 @@ class PrototypeBank(nn.Module):
 
     @torch.no_grad()
     def push(self, candidates: Iterable[tuple[Tensor, Tensor, Tensor]], apart: int = 2) -> None:
-        """Replace every prototype by the most similar real embedding of its group, and freeze the bank.
+        """Replace every prototype by the most similar real embedding of its group, and freeze the groups.
 
         Two prototypes of a group never become the same place: candidates of the same case within ``apart`` voxels of
         one that is taken are passed over. A prototype for which none is left is cleared, so that each one that stays
-        can be shown.
+        can be shown. Groups that are frozen already stay as they are.
 
         Args:
             candidates: of all training cases: embeddings ``n E``, groups ``n``, sources ``n S``.
@@ -182,10 +181,14 @@ class PrototypeBank(nn.Module):
         """
         best = nearest_embeddings(self.prototype, candidates, apart)
         prototype, source = pushed(best, apart)
-        self.prototype.copy_(prototype)
-        self.source.copy_(source)
-        self.nearest_source.copy_(best.source)
-        self.nearest_similarity.copy_(best.similarity)
+        open_groups = ~self.frozen
+        for buffer, found in (
+            (self.prototype, prototype),
+            (self.source, source),
+            (self.nearest_source, best.source),
+            (self.nearest_similarity, best.similarity),
+        ):
+            buffer[open_groups] = found[open_groups]
         self.frozen.fill_(True)
 
     @torch.no_grad()
@@ -193,6 +196,5 @@ class PrototypeBank(nn.Module):
         """Add empty groups at the end."""
         fills = {"source": -1, "nearest_source": -1, "nearest_similarity": -1}
         for name, buffer in list(self.named_buffers(recurse=False)):
-            if name != "frozen":
-                more = buffer.new_full((groups, *buffer.shape[1:]), fills.get(name, 0))
-                self.register_buffer(name, torch.cat([buffer, more]))
+            more = buffer.new_full((groups, *buffer.shape[1:]), fills.get(name, 0))
+            self.register_buffer(name, torch.cat([buffer, more]))
