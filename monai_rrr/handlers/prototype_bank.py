@@ -95,9 +95,10 @@ class PrototypeUpdate:
         output: Any = engine.state.output
         progress = training_progress(engine.state)
         stage = self.schedule.stage(progress)
+        # taken out, as it holds the trace: features as large as the batch
+        kept = output.get("samples", {}).pop("voxels", None)
         if "skipped" in output or stage > 1:
             return
-        kept = output.get("samples", {}).get("voxels")
         if kept is None:
             raise ValueError(
                 "no term looked at drawn voxels: give one that does, such as TendencyParsimony, a weight above 0 "
@@ -114,7 +115,6 @@ class PrototypeUpdate:
         embedding, own, agreed = _from_all((sample.embedding.detach(), own, sample.agreed(classes)))
         self.network.tendency_bank.observe(embedding, own.T, momentum)
         self.network.shared_bank.observe(embedding, agreed.T, momentum)
-        output["samples"].clear()  # it holds the trace: features as large as the batch
 
     @torch.no_grad()
     def push(self, device: torch.device | str | None = None) -> None:
