@@ -31,6 +31,24 @@ from .normalize import normalize_l2, normalize_max, normalize_minmax, resize_hea
 from .pooling import masked_log_mean_exp
 from .preflight import probe
 from .score import ClassScore, argmax_score, positive_score, volume_score
+from .tendency import (
+    annotator_share,
+    assignment,
+    deviation,
+    mixture,
+    prototype_share,
+    prototype_similarity,
+    responsibility,
+    signed_tendency,
+)
+from .tendency_region import (
+    PrototypeMatch,
+    annotator_posterior,
+    disagreement,
+    label_without,
+    matching_prototypes,
+    saliency_box,
+)
 from .trace import INPUT, Trace, record
 
 __all__ = [
@@ -52,6 +70,7 @@ __all__ = [
     "LRPRules",
     "LayerCall",
     "LayerRule",
+    "PrototypeMatch",
     "Rule",
     "TokenGrid",
     "Trace",
@@ -59,15 +78,28 @@ __all__ = [
     "WSquare",
     "ZBox",
     "ZPlus",
+    "annotator_posterior",
+    "annotator_share",
     "argmax_score",
+    "assignment",
+    "deviation",
+    "disagreement",
     "find_layers",
+    "label_without",
     "masked_log_mean_exp",
+    "matching_prototypes",
+    "mixture",
     "normalize_l2",
     "normalize_max",
     "normalize_minmax",
     "positive_score",
     "probe",
+    "prototype_share",
+    "prototype_similarity",
     "record",
     "resize_heatmap",
+    "responsibility",
+    "saliency_box",
+    "signed_tendency",
     "volume_score",
 ]

@@ -13,9 +13,16 @@
 
 from __future__ import annotations
 
+from .annotations import PrepareAnnotations
 from .decoding import PrepareDecoding
 from .training import run
 from .update import explanation_update
 from .views import PrepareViews
 
-__all__ = ["PrepareDecoding", "PrepareViews", "explanation_update", "run"]
+__all__ = [
+    "PrepareAnnotations",
+    "PrepareDecoding",
+    "PrepareViews",
+    "explanation_update",
+    "run",
+]

@@ -27,6 +27,7 @@ from torch import Tensor
 from monai_rrr.attribution.trace import record
 from monai_rrr.engines.checks import check_parallel, check_used_parameters
 from monai_rrr.errors import TrainingError
+from monai_rrr.utils.progress import training_progress
 
 __all__ = ["explanation_update"]
 
@@ -54,8 +55,8 @@ def explanation_update(engine: SupervisedTrainer, batchdata: Mapping[str, Any]) 
         batchdata: what the data loader yields.
 
     Returns:
-        ``image``, ``pred`` (logits), ``loss``, ``terms`` (values by name, detached), the tags of the batch, and
-        ``skipped`` (``"loss"`` or ``"gradient"``) if the step was not taken.
+        ``image``, ``pred`` (logits), ``loss``, ``terms`` (values by name, detached), the tags of the batch, ``samples``
+        if the batch has them, and ``skipped`` (``"loss"`` or ``"gradient"``) if the step was not taken.
 
     Raises:
         ValueError: When the trainer was set to an option that this step does not carry out (compile, gradient
@@ -67,21 +68,19 @@ def explanation_update(engine: SupervisedTrainer, batchdata: Mapping[str, Any]) 
     objective = _checked_objective(engine)
     check_parallel(engine.network)
     batch = _prepared(engine, batchdata)
-    output = {key: batch[key] for key in ("class_label", "present", "case_id") if key in batch}
+    output = {key: batch[key] for key in ("class_label", "present", "case_id", "samples") if key in batch}
     engine.state.output = output
     device = torch.device(engine.state.device)
     buffers = [(buffer, buffer.clone()) for buffer in engine.network.buffers()]
     engine.network.train()
     engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
     with torch.autocast(device.type, enabled=engine.amp, **(engine.amp_kwargs if engine.amp else {})):
-        kwargs = {key: batch[key] for key in ("present", "class_idx") if key in batch}
+        kwargs = {key: batch[key] for key in ("present", "class_idx", "annotated") if key in batch}
         trace = record(engine.network, batch[CommonKeys.IMAGE], objective.layers, **kwargs)
     output.update({CommonKeys.IMAGE: batch[CommonKeys.IMAGE], CommonKeys.PRED: trace.logits.detach()})
     engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-    epochs, length = engine.state.max_epochs or 1, engine.state.epoch_length or 1
-    progress = min(1.0, (engine.state.iteration - 1) / max(1, epochs * length - 1))
     with torch.autocast(device.type, enabled=False):
-        loss, terms = objective(trace, batch, progress)
+        loss, terms = objective(trace, batch, training_progress(engine.state))
     output.update({CommonKeys.LOSS: loss, "terms": terms})
     engine.fire_event(IterationEvents.LOSS_COMPLETED)
     failed = None if _finite_everywhere(loss) else ("loss", loss)

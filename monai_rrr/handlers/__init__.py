@@ -15,21 +15,30 @@ from __future__ import annotations
 
 from .calibration import TagCalibrationHandler
 from .checkpoint import TrainingCheckpoint
+from .consensus import ConsensusEstimate, ConsensusUpdate, vote_consensus
 from .evaluation import HeatmapEvaluation
+from .prototype_bank import PrototypeUpdate
 from .reliability import ReliabilityHandler
 from .run_record import RunRecord
+from .tendency_stages import TendencySchedule, TendencyStages
 from .terms import TermLogger, slice_scores, terms_of
 from .weights import WeightsExport, WeightsLoader
 
 __all__ = [
+    "ConsensusEstimate",
+    "ConsensusUpdate",
     "HeatmapEvaluation",
+    "PrototypeUpdate",
     "ReliabilityHandler",
     "RunRecord",
     "TagCalibrationHandler",
+    "TendencySchedule",
+    "TendencyStages",
     "TermLogger",
     "TrainingCheckpoint",
     "WeightsExport",
     "WeightsLoader",
     "slice_scores",
     "terms_of",
+    "vote_consensus",
 ]

@@ -16,11 +16,17 @@ from __future__ import annotations
 from .heatmap import HeatmapInferer
 from .randomization import heatmap_similarity, randomization_check, randomized_copies
 from .slab import SlabHeatmapInferer
+from .tendency import RegionTendency, TendencyMaps, explain_regions, tendency_maps, voxel_saliency_box
 
 __all__ = [
     "HeatmapInferer",
+    "RegionTendency",
     "SlabHeatmapInferer",
+    "TendencyMaps",
+    "explain_regions",
     "heatmap_similarity",
     "randomization_check",
     "randomized_copies",
+    "tendency_maps",
+    "voxel_saliency_box",
 ]

@@ -19,6 +19,7 @@ from .heatmap import HeatmapDistanceLoss
 from .isnet import ISNetLoss
 from .mutual_kl import MutualKLLoss
 from .nesting import NestingLoss
+from .soft_dice_ce import SoftDiceCELoss
 
 __all__ = [
     "AttentionConsistencyLoss",
@@ -27,4 +28,5 @@ __all__ = [
     "ISNetLoss",
     "MutualKLLoss",
     "NestingLoss",
+    "SoftDiceCELoss",
 ]

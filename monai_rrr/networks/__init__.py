@@ -13,9 +13,17 @@
 
 from __future__ import annotations
 
+from .nets.annotator_tendency import AnnotatorTendencyNet, TendencyOutput
 from .nets.encoder_classifier import EncoderClassifier
 from .nets.multimodal import MultimodalCAMNet
 from .nets.segmenter_classifier import SegmenterClassifier
 from .nets.tied_autoencoder import TiedAutoencoder
 
-__all__ = ["EncoderClassifier", "MultimodalCAMNet", "SegmenterClassifier", "TiedAutoencoder"]
+__all__ = [
+    "AnnotatorTendencyNet",
+    "EncoderClassifier",
+    "MultimodalCAMNet",
+    "SegmenterClassifier",
+    "TendencyOutput",
+    "TiedAutoencoder",
+]

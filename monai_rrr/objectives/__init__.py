@@ -13,6 +13,13 @@
 
 from __future__ import annotations
 
+from .annotator_segmentation import (
+    AnnotatorMixture,
+    AnnotatorSegmentation,
+    ConsensusSegmentation,
+    SignedDistance,
+    TendencyParsimony,
+)
 from .attention_consistency import AttentionConsistency
 from .attention_mining import AttentionMining
 from .base import Objective, Term, Weight
@@ -22,6 +29,7 @@ from .input_penalty import InputGradientPenalty
 from .mutual_learning import MutualLearning
 from .nesting import Nesting
 from .official2d import official2d
+from .prototypes import KernelDiversity, KernelTie, PrototypeContrast, PrototypeDistance
 from .right_reasons import RightReasons
 from .schedule import Alternation, Ramp
 from .tied_segmentation import ImageTags, TiedSegmentation
@@ -29,18 +37,27 @@ from .voxel_supervision import VoxelSupervision
 
 __all__ = [
     "Alternation",
+    "AnnotatorMixture",
+    "AnnotatorSegmentation",
     "AttentionConsistency",
     "AttentionMining",
     "Classification",
+    "ConsensusSegmentation",
     "CrossModalEquivariance",
     "ImageTags",
     "InputGradientPenalty",
+    "KernelDiversity",
+    "KernelTie",
     "MutualLearning",
     "Nesting",
     "Objective",
+    "PrototypeContrast",
+    "PrototypeDistance",
     "Ramp",
     "RightReasons",
+    "SignedDistance",
     "TagClassification",
+    "TendencyParsimony",
     "Term",
     "TiedSegmentation",
     "VoxelSupervision",

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from .banded_consensus import BandedConsensus
 from .class_subset import RandomClassSubset
 from .evidence_mask import EvidenceMaskd
 from .heatmap_output import HeatmapToLabeld, HeatmapToSourced, SaveHeatmapsd
@@ -25,6 +26,7 @@ from .warp import RandomWarp, Warp
 from .whole_volume import WholeVolumed
 
 __all__ = [
+    "BandedConsensus",
     "EvidenceMaskd",
     "HeatmapToLabeld",
     "HeatmapToSourced",
