@@ -295,9 +295,10 @@ def main() -> None:
     torch.use_deterministic_algorithms(False)
     load = f"{os.getloadavg()[0]:.1f}"
     chosen = dict(list(CASES.items())[: arguments.cases])
-    devices = {
-        d: {n: measure(c, arguments.rounds, torch.device(d)) for n, c in chosen.items()} for d in arguments.devices
-    }
+    devices: dict[str, Any] = {}
+    for device in arguments.devices:
+        cases = {**chosen, "full_resolution.yaml, large slab": LARGE} if device == "cuda" else chosen
+        devices[device] = {name: measure(case, arguments.rounds, torch.device(device)) for name, case in cases.items()}
     result = {
         "command": f"python benchmarks/step_cost.py --rounds {arguments.rounds} --cases {len(chosen)} "
         f"--devices {' '.join(arguments.devices)}",
