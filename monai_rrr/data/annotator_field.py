@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 __all__ = ["MixedNormals", "NormalSource", "gaussian_field"]
 
-KNOTS = 64
+KNOTS = 32
 _KERNEL = np.sqrt(2.0)  # standard deviation of the kernel, in knots: a field of correlation length 2 knots
 
 
@@ -69,11 +69,11 @@ def gaussian_field(
 
     White noise on a lattice of half the correlation length, smoothed with a Gaussian. The lattice lies in physical
     space, counted from the corner of the image, and has the same number of values for every image: equal states of the
-    generator give the same field on a coarse and on a fine grid, and in a part of the image. It repeats after 32
-    correlation lengths (256 mm for 8 mm).
+    generator give the same field on a coarse and on a fine grid, and in a part of the image. It repeats after 16
+    correlation lengths (128 mm for 8 mm).
 
     Args:
-        generator: source of the white noise; 64 x 64 x 64 numbers are drawn.
+        generator: source of the white noise; 32 x 32 x 32 numbers are drawn.
         shape: voxels to evaluate, ``X Y Z``.
         spacing: voxel size in mm.
         correlation_mm: correlation length in mm.

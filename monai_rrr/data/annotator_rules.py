@@ -156,12 +156,10 @@ def simulate_annotator(
         field = gaussian_field(generator, classes.shape, spacing, habit.correlation_mm, start)
         return np.asarray(np.float32(habit.sigma_mm) * field)
 
-    jitter = [shake() for _ in range(5)]
+    jitter = [shake() for _ in range(5 if habit.ncr_to_et_mm or habit.et_to_ed_mm else 3)]
     classes = _missed(classes, float(np.prod(spacing)), habit, generator)
     classes = _confused(classes, spacing, habit, jitter[3:], generator)
-    shift = np.float32(habit.offset_mm)
-    if flair is not None and habit.blur_mm:
-        shift = shift + _blur_shift(flair, box, spacing, habit)
+    shift = habit.offset_mm + (_blur_shift(flair, box, spacing, habit) if flair is not None and habit.blur_mm else 0.0)
     drawn = []
     for mask, eta in zip((classes > 0, (classes == NCR) | (classes == ET), classes == ET), jitter[:3], strict=True):
         drawn.append(signed_distance(_smoothed(mask, spacing, habit), spacing) + shift + eta > 0)

@@ -30,8 +30,16 @@ from numpy.typing import NDArray
 
 from monai_rrr.data.annotator_field import MixedNormals, NormalSource
 from monai_rrr.data.annotator_rules import AnnotatorSettings, simulate_annotator
-from monai_rrr.data.annotator_team import ADAPTATION, TEST, TRAINING, CasePlan, Member, TeamSettings
-from monai_rrr.data.annotator_team import make_team, plan_cases
+from monai_rrr.data.annotator_team import (
+    ADAPTATION,
+    TEST,
+    TRAINING,
+    CasePlan,
+    Member,
+    TeamSettings,
+    make_team,
+    plan_cases,
+)
 from monai_rrr.data.class_map import from_classes, to_classes
 from monai_rrr.data.datalist import duplicate_cases
 from monai_rrr.data.geometry import MAX_DISPLACEMENT, corner_displacement

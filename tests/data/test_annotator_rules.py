@@ -59,7 +59,8 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_masks_hold_the_four_classes_and_come_again(kind: str) -> None:
     label = tumor(2.0)
-    first, again, other = (draw(label, KINDS[kind], seed) for seed in (3, 3, 4))
+    shaky = replace(KINDS[kind], sigma_mm=1.0)  # 0.3 mm are lost on a grid of 2 mm
+    first, again, other = (draw(label, shaky, seed) for seed in (3, 3, 4))
     assert first.dtype == np.uint8
     assert set(np.unique(first)) <= {0, NCR, ED, ET}
     np.testing.assert_array_equal(first, again)
@@ -154,7 +155,7 @@ def test_the_confuser_flips_components_when_told_to() -> None:
 def test_the_misser_misses_small_lesions_nine_times_out_of_ten() -> None:
     label = tumor(2.0)
     label[30:32, 30:32, 5] = ET  # a second small one, of 32 mm3
-    found = [draw(label, KINDS["misser"], seed)[(32, 30), (5, 30), (5, 5)] > 0 for seed in range(60)]
+    found = [draw(label, KINDS["misser"], seed)[(32, 30), (5, 30), (5, 5)] > 0 for seed in range(40)]
     assert 0.02 < np.mean(found) < 0.22
     assert draw(tumor(2.0, satellite_mm=5.0), KINDS["misser"])[32, 5, 5] == ED, "524 mm3 are not small"
     kept = draw(label, replace(KINDS["misser"], sigma_mm=0.0))
