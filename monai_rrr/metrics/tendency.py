@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from monai_rrr.metrics.lesion_recall import found_lesions
 from monai_rrr.utils.distance import signed_distance
@@ -118,9 +119,12 @@ def surface_shift(
         raise ValueError(f"mask {mask.shape} does not match reference {reference.shape}")
     if not mask.any() or not reference.any() or mask.all() or reference.all():
         return np.zeros(0)
-    drawn = signed_distance(mask, spacing)
+    # the surfaces lie in the box around both masks, and so does what is nearest to any voxel of it
+    cuts = ndimage.find_objects((mask | reference).astype(np.uint8))[0]
+    box = tuple(slice(max(cut.start - 2, 0), cut.stop + 2) for cut in cuts)
+    drawn = signed_distance(mask[box], spacing)
     near = np.abs(drawn) <= max(spacing)
-    return (drawn - signed_distance(reference, spacing))[near].astype(np.float64)
+    return (drawn - signed_distance(reference[box], spacing))[near].astype(np.float64)
 
 
 def miss_threshold(lesions: Sequence[tuple[float, bool]]) -> float:
