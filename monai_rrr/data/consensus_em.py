@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -80,8 +81,8 @@ class _Case:
         """Put probabilities back to their voxels."""
         full = np.zeros((len(belief), *self.shape))
         full[0] = 1.0
-        part = full[(slice(None), *self.box)]
-        part[:, self.inside] = belief
+        crop = (slice(None), *self.box)
+        full[crop][:, self.inside] = belief
         return full
 
 
@@ -177,12 +178,12 @@ def consensus_staple(annotations: NDArray[np.integer], num_classes: int = 4) -> 
     if (annotations < 0).any():
         raise ValueError("expected annotators who drew everything, got voxels of class -1; use consensus_em")
     full = np.zeros(annotations.shape[1:], np.int64)
-    roi = _around((annotations > 0).any(0), (1.0, 1.0, 1.0), 2.0)
+    roi = _around(np.asarray((annotations > 0).any(0)), (1.0, 1.0, 1.0), 2.0)
     if roi is None:
         return full
     box, _ = roi
     images = [sitk.GetImageFromArray(np.ascontiguousarray(one[box]).astype(np.uint8)) for one in annotations]
-    staple = sitk.MultiLabelSTAPLEImageFilter()
+    staple: Any = sitk.MultiLabelSTAPLEImageFilter()  # type: ignore[no-untyped-call]
     staple.SetLabelForUndecidedPixels(num_classes)
     found = sitk.GetArrayFromImage(staple.Execute(images)).astype(np.int64)
     full[box] = np.where(found == num_classes, 0, found)
@@ -223,12 +224,13 @@ def _case(
     bands_mm: Sequence[float],
 ) -> _Case:
     _check(masks, prior, num_classes, bands_mm)
-    roi = _around((masks > 0).any(0), spacing)
+    roi = _around(np.asarray((masks > 0).any(0)), spacing)
     if roi is None:  # nobody drew anything: no voxel is near
         roi = tuple(slice(0, 1) for _ in spacing), np.zeros((1, 1, 1), bool)
     box, inside = roi
-    drawn = masks[(slice(None), *box)][:, inside].astype(np.intp)
-    near = None if prior is None else prior[(slice(None), *box)][:, inside]
+    crop = (slice(None), *box)
+    drawn = masks[crop][:, inside].astype(np.intp)
+    near = None if prior is None else prior[crop][:, inside]
     return _Case(masks.shape[1:], box, inside, drawn, spacing, near)
 
 

@@ -126,7 +126,7 @@ def test_who_is_absent_changes_nothing() -> None:
 
 
 def test_a_sure_prior_decides() -> None:
-    masks, _ = team("over", "over", "over")
+    masks, _ = team("over")
     truth = tumor(7.0)
     prior = (np.arange(4).reshape(4, 1, 1, 1) == truth).astype(float)
     np.testing.assert_array_equal(
