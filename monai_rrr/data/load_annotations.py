@@ -84,8 +84,9 @@ class LoadAnnotationsd(Transform):
             message = f"expected annotators out of {', '.join(self.annotators)}, got {', '.join(unknown)}"
             raise DataError("annotator-unknown", message, case_id=case_id, field="annotations")
         image = data[self.image_key]
-        shape, affine = tuple(image.shape[1:]), data["affine"] if "affine" in data else image.affine  # noqa: SIM401
-        affine = torch.as_tensor(affine, dtype=torch.float64)
+        shape = tuple(image.shape[1:])
+        # a brain box has its affine beside it, and its image has none that a default could name
+        affine = torch.as_tensor(data["affine"] if "affine" in data else image.affine, dtype=torch.float64)  # noqa: SIM401
         masks: Tensor = torch.full((len(self.annotators), *shape), UNKNOWN, dtype=torch.int8)
         for index, name in enumerate(self.annotators):
             if entries.get(name) is not None:
