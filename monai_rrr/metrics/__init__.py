@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 from .annotator_scores import AnnotatorScores, class_regions
-from .assignment import SetAccuracy, annotator_posterior, disputed_voxels, region_posteriors, set_accuracy, top_one
+from .assignment import SetAccuracy, set_accuracy, top_one
 from .baseline import empty_mask, flair_otsu
 from .calibration import TagCalibration, calibrate_on_tags, oracle_threshold
 from .disagreement import (
@@ -54,12 +54,10 @@ __all__ = [
     "TopLabelCalibration",
     "agreement_matrix",
     "annotation_ncc",
-    "annotator_posterior",
     "apply_threshold",
     "bootstrap_mean",
     "calibrate_on_tags",
     "class_regions",
-    "disputed_voxels",
     "empty_mask",
     "energy_share",
     "estimate_tendency",
@@ -75,7 +73,6 @@ __all__ = [
     "paired_difference",
     "pointing_game",
     "prototype_purity",
-    "region_posteriors",
     "region_scores",
     "set_accuracy",
     "slice_presence_scores",

@@ -14,105 +14,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations
 
-import torch
 from monai.data import MetaTensor
-from scipy import ndimage
 from torch import Tensor
 
-__all__ = ["SetAccuracy", "annotator_posterior", "disputed_voxels", "region_posteriors", "set_accuracy", "top_one"]
-
-
-def disputed_voxels(probabilities: Tensor, threshold: float = 0.2) -> Tensor:
-    r"""Voxels where two annotators are predicted to differ: :math:`\max_{r,s} TV(p_r, p_s) > 0.2`.
-
-    Args:
-        probabilities: class probabilities of each annotator.
-        threshold: of the total variation, in [0, 1).
-
-    Shape:
-        - probabilities: ``RCX[YZ]``; output: ``X[YZ]`` bool
-    """
-    p = _plain(probabilities)
-    if p.ndim < 3 or not 0 <= threshold < 1:
-        raise ValueError(f"expected R C X [Y Z] and a threshold in [0, 1), got {tuple(p.shape)} and {threshold}")
-    largest = torch.zeros(p.shape[2:], dtype=p.dtype, device=p.device)
-    for first, second in combinations(p, 2):  # one pair at a time: all of them at once would be R times as large
-        largest = torch.maximum(largest, 0.5 * (first - second).abs().sum(0))
-    return largest > threshold
-
-
-def annotator_posterior(
-    probabilities: Tensor,
-    mask: Tensor,
-    prior: Tensor | None = None,
-    threshold: float = 0.2,
-    temperature: float = 1.0,
-) -> Tensor:
-    r"""Probability that each annotator drew an anonymous mask.
-
-    .. math:: \log P(r \mid y) = \log \rho_r + \frac{1}{T} \sum_{v \in D} \log p_r(y(v) \mid v) + \text{const}
-
-    D are the voxels of :func:`disputed_voxels`; elsewhere everybody predicts the same. When there are none, or the mask
-    says nothing about them, the prior remains.
-
-    Args:
-        probabilities: class probabilities of each annotator.
-        mask: classes of the anonymous mask, -1 where not known.
-        prior: how much each annotator counts, positive. None: alike.
-        threshold: see :func:`disputed_voxels`.
-        temperature: neighboring voxels are not independent; above 1 the posterior is less sure. The name that comes
-            first changes only through the prior.
-
-    Shape:
-        - probabilities: ``RCX[YZ]``; mask: ``X[YZ]`` integer; prior: ``R``
-        - output: ``R`` float64, sums to 1
-
-    Raises:
-        ValueError: When shapes don't match or the temperature isn't positive.
-
-    Example:
-        >>> p = torch.tensor([[[0.9, 0.5], [0.1, 0.5]], [[0.3, 0.5], [0.7, 0.5]]])
-        >>> annotator_posterior(p, torch.tensor([0, 1]))
-        tensor([0.7500, 0.2500], dtype=torch.float64)
-    """
-    where = disputed_voxels(probabilities, threshold)
-    return _posterior(_log_of(probabilities, mask), where & (_plain(mask) >= 0), prior, temperature)
-
-
-def region_posteriors(
-    probabilities: Tensor,
-    mask: Tensor,
-    prior: Tensor | None = None,
-    threshold: float = 0.2,
-    temperature: float = 1.0,
-    min_voxels: int = 1,
-) -> tuple[Tensor, Tensor]:
-    """Do the same for every connected region of disagreement (voxels that touch by a face, an edge or a corner).
-
-    Args:
-        probabilities: as for :func:`annotator_posterior`.
-        mask: likewise.
-        prior: likewise.
-        threshold: likewise.
-        temperature: likewise.
-        min_voxels: smaller regions are left out.
-
-    Returns:
-        ``X[YZ]`` int64, 0 or the number of the region from 1; and ``N R`` float64, a posterior for each region.
-    """
-    where = disputed_voxels(probabilities, threshold) & (_plain(mask) >= 0)
-    parts, count = ndimage.label(where.cpu().numpy(), torch.ones((3,) * where.ndim).numpy())
-    found = torch.as_tensor(parts, dtype=torch.int64, device=where.device)
-    sizes = found.flatten().bincount(minlength=count + 1)
-    logs, regions, posteriors = _log_of(probabilities, mask), torch.zeros_like(found), []
-    for index in range(1, count + 1):
-        if sizes[index] >= min_voxels:
-            posteriors.append(_posterior(logs, found == index, prior, temperature))
-            regions[found == index] = len(posteriors)
-    empty = torch.zeros(0, len(logs), dtype=torch.float64, device=logs.device)
-    return regions, torch.stack(posteriors) if posteriors else empty
+__all__ = ["SetAccuracy", "set_accuracy", "top_one"]
 
 
 def top_one(posteriors: Tensor, truth: Tensor) -> float:
@@ -188,21 +94,3 @@ def set_accuracy(who: Tensor, annotations: Tensor, emitted: Tensor) -> SetAccura
 
 def _plain(values: Tensor) -> Tensor:
     return (values.as_tensor() if isinstance(values, MetaTensor) else values).detach()
-
-
-def _log_of(probabilities: Tensor, mask: Tensor) -> Tensor:
-    """Log-probability that each annotator gives to what the mask says, ``RX[YZ]``; unknown voxels count as class 0."""
-    p, y = _plain(probabilities), _plain(mask)
-    if p.shape[2:] != y.shape:
-        raise ValueError(f"mask {tuple(y.shape)} does not match probabilities {tuple(p.shape)}")
-    index = y.long().clamp(min=0).expand(len(p), 1, *y.shape)
-    return p.gather(1, index)[:, 0].clamp(min=1e-12).log()
-
-
-def _posterior(logs: Tensor, where: Tensor, prior: Tensor | None, temperature: float) -> Tensor:
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    total = logs[:, where].double().sum(1) / temperature
-    if prior is not None:
-        total = total + prior.to(total).log()
-    return total.softmax(0)
