@@ -16,10 +16,12 @@ from __future__ import annotations
 from .heatmap import HeatmapInferer
 from .randomization import heatmap_similarity, randomization_check, randomized_copies
 from .slab import SlabHeatmapInferer
+from .slab_relevance import SlabRelevanceInferer
 
 __all__ = [
     "HeatmapInferer",
     "SlabHeatmapInferer",
+    "SlabRelevanceInferer",
     "heatmap_similarity",
     "randomization_check",
     "randomized_copies",
