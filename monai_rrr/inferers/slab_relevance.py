@@ -44,8 +44,8 @@ class SlabRelevanceInferer(Inferer):
         slabs_per_batch: slabs per forward pass.
 
     Shape:
-        - inputs: ``B M H W D``; network: an image and ``present`` in, class logits ``B K`` out, layers ``segmentation``,
-          ``relevance`` and ``gain``.
+        - inputs: ``B M H W D``; network: an image and ``present`` in, whatever it returns; layers
+          ``class_logits``, ``segmentation``, ``relevance`` and ``gain``.
         - output: probabilities ``B K H W D``, 0 outside the brain; with ``details`` these as ``heatmap``, and
           ``class_score`` ``B K``: the probability of the class in the slice where it is largest, a slice having the
           scores of its slabs; and ``relevance`` ``B M K H W D``, signed, 0 outside the brain and for absent modalities.
@@ -104,8 +104,9 @@ class SlabRelevanceInferer(Inferer):
         return result
 
     def _maps(self, image: Tensor, network: nn.Module, available: Tensor) -> Tensor:
-        trace = record(network, image, ("segmentation", "relevance", "gain"), present=available)
-        scores = trace.logits.float().sigmoid()
+        layers = ("class_logits", "segmentation", "relevance", "gain")
+        trace = record(network, image, layers, present=available)
+        scores = trace.features["class_logits"].float().sigmoid()
         logits = trace.features["segmentation"]
         groups = [scores[:, :, None, None, None].expand_as(logits), logits]
         if self.details and self.per_modality:

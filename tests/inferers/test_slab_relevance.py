@@ -52,8 +52,10 @@ def test_one_slab_is_the_network():
     brain = (image != 0).any(1, keepdim=True)
     torch.testing.assert_close(found["heatmap"], logits.sigmoid() * brain)
     torch.testing.assert_close(found["class_score"], scores)
-    network.output = "logits"
-    torch.testing.assert_close(SlabRelevanceInferer(4)(image, network), found["heatmap"])
+    for output in ("segmentation", "logits"):
+        network.output = output
+        again = SlabRelevanceInferer(4, details=True)(image, network)
+        assert all(torch.equal(again[name], found[name]) for name in again)
     # what the modalities add, and the offset, are the logit
     assert found["relevance"].shape == (2, 4, 3, 8, 8, 4)
     total = found["relevance"].sum(1) + network.offset.detach()[:, None, None, None]
@@ -74,9 +76,10 @@ def test_class_score_is_that_of_the_best_slice():
         def __init__(self) -> None:
             super().__init__()
             self.segmentation, self.relevance, self.gain = nn.Identity(), nn.Identity(), nn.Identity()
+            self.class_logits = nn.Identity()
 
         def forward(self, image: Tensor, present: Tensor) -> Tensor:
-            logits = image[:, :2].amax((2, 3, 4))
+            logits: Tensor = self.class_logits(image[:, :2].amax((2, 3, 4)))
             self.relevance(torch.zeros(len(image), 2, *image.shape[1:]))
             self.gain(torch.ones(len(image), 2, 1, 1, 1))
             self.segmentation(torch.zeros(len(image), 2, *image.shape[2:]))

@@ -58,9 +58,9 @@ class TiedAutoencoder(nn.Module):
         - present: ``BM``; absent modalities are set to 0. Default: all are present.
         - class_idx: ``BT``, the classes to decode. Default: all, in order.
         - output ``"logits"``: ``BK``; ``"segmentation"``: ``BTH[WD]``.
-        - layers to record: ``relevance`` ``BTMH[WD]``, which is the modality attribution; ``segmentation``
-          ``BTH[WD]`` logits; and ``gain`` ``tau / r``, with axes to multiply ``segmentation``, so that relevance times
-          gain is what each modality adds to the logits. All are at least float32.
+        - layers to record: ``class_logits`` ``BK``; ``relevance`` ``BTMH[WD]``, which is the modality attribution;
+          ``segmentation`` ``BTH[WD]`` logits; and ``gain`` ``tau / r`` ``BT1[11]``, so that relevance times gain is what
+          each modality adds to the logits. The last three are at least float32.
         - buffer ``operating_point``: ``K 2``, threshold and least slice area (mm2); they turn maps into masks.
 
     Raises:
@@ -105,6 +105,7 @@ class TiedAutoencoder(nn.Module):
         self.scale = nn.Parameter(torch.ones(num_classes))
         self.offset = nn.Parameter(torch.zeros(num_classes))
         self.register_buffer("operating_point", torch.tensor([[0.5, 0.0]]).repeat(num_classes, 1))
+        self.class_logits = nn.Identity()
         self.relevance = nn.Identity()
         self.gain = nn.Identity()
         self.segmentation = nn.Identity()
@@ -116,7 +117,7 @@ class TiedAutoencoder(nn.Module):
                 raise ValueError(f"present must be {tuple(image.shape[:2])}, got {tuple(present.shape)}")
             image = image * present.reshape(*present.shape, *(1,) * (image.ndim - 2)).to(image.dtype)
         values = self.graph.run(self.encoder, image)
-        logits: Tensor = values[self.graph.output]
+        logits: Tensor = self.class_logits(values[self.graph.output])
         if logits.shape[1:] != (self.num_classes,):
             raise ValueError(f"the encoder must return logits B {self.num_classes}, got {tuple(logits.shape)}")
         if class_idx is None:
