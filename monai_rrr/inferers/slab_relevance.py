@@ -32,8 +32,8 @@ class SlabRelevanceInferer(Inferer):
 
     Logits, relevance and class scores of slabs are stitched as those of
     :class:`~monai_rrr.inferers.SlabHeatmapInferer`. Relevance comes in units of segmentation logits: with the offset of
-    the class, that of all modalities adds up to the logit, when all are there. What a rule for the first layer that does
-    not look at the image, such as w^2, gives to absent modalities is left out.
+    the class, that of all modalities adds up to the logit, when all are there. What is given to absent modalities by a
+    rule that does not look at the image, such as w^2, is left out.
 
     Args:
         depth: slices of a slab.

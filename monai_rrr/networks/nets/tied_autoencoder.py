@@ -59,8 +59,8 @@ class TiedAutoencoder(nn.Module):
         - class_idx: ``BT``, the classes to decode. Default: all, in order.
         - output ``"logits"``: ``BK``; ``"segmentation"``: ``BTH[WD]``.
         - layers to record: ``class_logits`` ``BK``; ``relevance`` ``BTMH[WD]``, which is the modality attribution;
-          ``segmentation`` ``BTH[WD]`` logits; and ``gain`` ``tau / r`` ``BT1[11]``, so that relevance times gain is what
-          each modality adds to the logits. The last three are at least float32.
+          ``segmentation`` ``BTH[WD]`` logits; and ``gain`` ``tau / r`` ``BT1[11]``: relevance times gain is what each
+          modality adds to the logits. The last three are at least float32.
         - buffer ``operating_point``: ``K 2``, threshold and least slice area (mm2); they turn maps into masks.
 
     Raises:
