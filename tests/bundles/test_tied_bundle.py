@@ -76,8 +76,9 @@ def test_evaluation_scores_the_held_out_cases(tied: Any, cohort: Any, tmp_path: 
     rows = rows_of(tmp_path / "metrics.csv")
     assert len({row["case_id"] for row in rows}) == 2
     full = [row for row in rows if row["method"] == "full"]
-    assert {row["threshold"] for row in full} == {"label_free", "tag_calibrated", "oracle"}
+    assert {row["threshold"] for row in full} == {"label_free", "tag_calibrated", "fixed", "oracle"}
     assert all(0 <= float(row["dice"]) <= 1 for row in full)
+    assert {float(row["level"]) for row in full if row["threshold"] == "fixed"} == {0.5}
     assert not list(tmp_path.rglob("*_relevance_*"))
 
 
