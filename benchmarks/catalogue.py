@@ -14,11 +14,14 @@
 
     python benchmarks/catalogue.py
 
-writes ``benchmarks/results/catalogue.json`` and ``.md``. Rows that do not apply yet are listed with the reason.
+runs the tests of all rows and writes ``benchmarks/results/catalogue.json`` and ``.md``; ``--reports FILE ...`` reads
+their results from whole runs of the suite instead (``pytest --junitxml=FILE``). Rows that do not apply yet are listed
+with the reason.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -46,12 +49,18 @@ def load_rows() -> tuple[dict[str, dict[str, str]], dict[str, list[str]]]:
 
 
 def run(tests: list[str]) -> dict[str, list[tuple[str, float]]]:
-    """Result and seconds of every parametrization, by node id without parameters."""
+    """Run tests."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", f"--junitxml={report}", *tests]
         subprocess.run(command, cwd=ROOT, check=False)
-        outcome = defaultdict(list)
+        return read([report])
+
+
+def read(reports: list[Path]) -> dict[str, list[tuple[str, float]]]:
+    """Result and seconds of every parametrization, by node id without parameters."""
+    outcome = defaultdict(list)
+    for report in reports:
         for case in ElementTree.parse(report).iter("testcase"):
             kinds = {child.tag for child in case}
             result = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
@@ -63,8 +72,12 @@ def run(tests: list[str]) -> dict[str, list[tuple[str, float]]]:
 
 def main() -> None:
     """Run, then write both files; the exit code says whether every row that applies passed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--reports", nargs="+", type=Path, help="JUnit files of the fast and of the slow suite")
+    arguments = parser.parse_args()
     catalogue, found = load_rows()
-    outcome = run(sorted({test for tests in found.values() for test in tests}))
+    tests = sorted({test for tests in found.values() for test in tests})
+    outcome = read(arguments.reports) if arguments.reports else run(tests)
     table = []
     for row, what in catalogue["rows"].items():
         results = [result for test in found[row] for result in outcome.get(test, [("not run", 0.0)])]
@@ -82,7 +95,7 @@ def main() -> None:
             }
         )
     record = {
-        "command": "python benchmarks/catalogue.py",
+        "command": "python benchmarks/catalogue.py" + (" --reports FAST SLOW" if arguments.reports else ""),
         "date": date.today().isoformat(),
         "hardware": f"{os.cpu_count()} shared {platform.machine()} cores, CPU",
         "versions": {name: version(name) for name in ("monai-rrr", "monai", "torch", "pytorch-ignite", "nibabel")},

@@ -15,7 +15,8 @@
     python benchmarks/step_cost.py
 
 writes ``benchmarks/results/step_cost.json`` and ``.md``. CPU seconds of one thread, all variants interleaved in one
-process; ratios are medians of the ratios within a round. With a GPU, wall seconds of the GPU are measured as well.
+process; ratios are medians of the ratios within a round. ``--devices cuda`` measures wall seconds on a GPU, warmed up
+and between synchronizations; the committed figures of a GPU are in ``step_cost_gpu.json`` and ``.md`` (``--name``).
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "bundle at stride 1": {"channels": (16,), "stride": 1, "batch": 2, "size": (64, 64, 12)},
 }
+LARGE = {"channels": (24, 48, 96), "stride": 2, "batch": 4, "size": (160, 192, 32)}  # for a GPU
 NAMES = {
     "floor": "plain classification, the same batch of two views, no warp",
     "floor_warped": "plain classification, two views by warp",
@@ -212,12 +214,13 @@ def measure(case: Mapping[str, Any], rounds: int, device: torch.device) -> dict[
             return time.perf_counter()
         return time.process_time()
 
-    for iteration in range(rounds + 1):
+    warm = 1 if device.type == "cpu" else 5
+    for iteration in range(rounds + warm):
         names = list(steps) if iteration % 2 else list(reversed(steps))
         for name in names:
             begin = clock()
             steps[name](iteration)
-            if iteration >= 1:
+            if iteration >= warm:
                 seconds[name].append(clock() - begin)
     return {
         "settings": {key: list(v) if isinstance(v, tuple) else v for key, v in case.items()},
@@ -247,16 +250,14 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         "",
         f"{result['rounds']} interleaved rounds, {result['hardware']}, {result['date']}; "
         + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-        + f". Command: `{result['command']}`. CPU seconds of one thread; load of the machine {result['load']}.",
+        + f". Command: `{result['command']}`. CPU: seconds of one thread, GPU: wall seconds; load of the machine "
+        f"{result['load']}.",
         "",
         *(f"- `{name}`: {text}" for name, text in NAMES.items()),
         "",
     ]
     for device, cases in result["devices"].items():
         lines += [f"## {device}", ""]
-        if isinstance(cases, str):
-            lines += [cases, ""]
-            continue
         names = list(cases)
         lines += ["| ms, median | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
         lines += [f"| {v} | " + " | ".join(str(c["milliseconds"][v]) for c in cases.values()) + " |" for v in NAMES]
@@ -277,40 +278,45 @@ def hardware() -> str:
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    return f"{model or platform.machine()}, {os.cpu_count()} cores"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{model or platform.machine()}, {os.cpu_count()} cores{gpu}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15, help="steps per variant")
     parser.add_argument("--cases", type=int, default=len(CASES), help="how many of the networks, from the first on")
+    parser.add_argument("--devices", nargs="+", choices=("cpu", "cuda"), default=["cpu"])
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result files")
+    parser.add_argument("--name", default="step_cost", help="of the result files")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     monai.utils.set_determinism(0)
     torch.use_deterministic_algorithms(False)
     load = f"{os.getloadavg()[0]:.1f}"
     chosen = dict(list(CASES.items())[: arguments.cases])
-    devices: dict[str, Any] = {
-        "CPU": {name: measure(case, arguments.rounds, torch.device("cpu")) for name, case in chosen.items()},
-        "GPU": "No GPU in this run: not measured.",
+    devices = {
+        d: {n: measure(c, arguments.rounds, torch.device(d)) for n, c in chosen.items()} for d in arguments.devices
     }
-    if torch.cuda.is_available():
-        devices["GPU"] = {n: measure(c, arguments.rounds, torch.device("cuda")) for n, c in chosen.items()}
     result = {
-        "command": f"python benchmarks/step_cost.py --rounds {arguments.rounds} --cases {len(chosen)}",
+        "command": f"python benchmarks/step_cost.py --rounds {arguments.rounds} --cases {len(chosen)} "
+        f"--devices {' '.join(arguments.devices)}",
         "date": date.today().isoformat(),
         "hardware": hardware(),
         "load": load,
         "rounds": arguments.rounds,
         "versions": {"monai-rrr": monai_rrr.__version__, "torch": torch.__version__, "monai": monai.__version__},
-        "bar": {name: case["ratios"]["full / floor"][1] <= BAR for name, case in devices["CPU"].items()},
+        "bar": {
+            f"{name} ({device})": case["ratios"]["full / floor"][1] <= BAR
+            for device, cases in devices.items()
+            for name, case in cases.items()
+        },
         "devices": devices,
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "step_cost.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (arguments.output / f"{arguments.name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     text = as_markdown(result)
-    (arguments.output / "step_cost.md").write_text(text, encoding="utf-8")
+    (arguments.output / f"{arguments.name}.md").write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -230,10 +230,20 @@ def _read_side_car(path: Path) -> dict[str, Any]:
 def _mapped(path: Path) -> NDArray[Any]:
     """Map an array into memory; unlike NumPy's, the mapping holds no file handle, so thousands can be kept."""
     with path.open("rb") as file:
-        np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        try:
+            shape, dtype = _header(file)
+        except SystemError:
+            # Python before 3.11.8 can fail to parse when threads parse at once (gh-106905); NumPy parses headers.
+            file.seek(0)
+            shape, dtype = _header(file)
         offset = file.tell()
     whole = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
     array = whole[offset:].view(dtype).reshape(shape)
     array.flags.writeable = False
     return array
+
+
+def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape, dtype

@@ -102,8 +102,12 @@ class EpochLoader:
         """Yield (index, seed) of the samples of each batch, from the present position on."""
         epoch, done = divmod(self.position(), self.length)
         seed_all(self.seed, _ORDER, epoch)
-        for generator in _generators(sampler):
-            generator.manual_seed(derive_seed(self.seed, _ORDER, epoch))
+        for part in (sampler, getattr(sampler, "sampler", None)):
+            generator = getattr(part, "generator", None)
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(derive_seed(self.seed, _ORDER, epoch))
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
         drawn: Counter[int] = Counter()
         for number, batch in enumerate([list(indices) for indices in sampler]):
             keys = []
@@ -146,11 +150,6 @@ class _SeededSamples(Dataset[Any]):
         seed_all(seed)
         set_rnd(self.dataset, seed)
         return self.dataset[index]
-
-
-def _generators(sampler: Any) -> list[torch.Generator]:
-    found = (getattr(part, "generator", None) for part in (sampler, getattr(sampler, "sampler", None)))
-    return [generator for generator in found if isinstance(generator, torch.Generator)]
 
 
 def _plain(loader: Any) -> bool:

@@ -82,13 +82,12 @@ class MixedBatchSampler(Sampler[list[int]]):
         return self.batches
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next, when a run is resumed; it counts on by itself."""
+        """Say which epoch comes next, as :class:`~monai_rrr.data.EpochLoader` does; it stays until told another."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the batches of an epoch, items with a mask first."""
         generator = step_generator(self.seed, self.epoch)
-        self.epoch += 1
         total = self.batches * self.num_replicas
         rest = self.batch_size - self.masked
         first = _repeated(self.with_mask, total * self.masked, generator)

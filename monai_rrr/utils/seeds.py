@@ -42,14 +42,19 @@ def derive_seed(*keys: int) -> int:
 
 
 def seed_all(*keys: int) -> None:
-    """Set the random states of Python, NumPy and PyTorch (all devices) to :func:`derive_seed` of the keys.
+    """Set the random states of Python, NumPy and PyTorch (all devices in use) to :func:`derive_seed` of the keys.
 
-    As ignite's ``manual_seed``, which looks for a package for TPUs in each call: a millisecond for every sample.
+    As ignite's ``manual_seed``, which looks for a package for TPUs in each call, and as torch's, which asks for every
+    kind of device: together a millisecond for every sample.
     """
     seed = derive_seed(*keys)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  (what transforms of others draw from)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
 
 
 def step_generator(seed: int, step: int, rank: int | None = None) -> torch.Generator:

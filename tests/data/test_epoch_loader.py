@@ -23,7 +23,7 @@ from monai.transforms import Compose, RandGaussianNoised
 from torch.utils.data import IterableDataset as TorchIterable
 from torch.utils.data import RandomSampler, WeightedRandomSampler
 
-from monai_rrr.data import EpochLoader
+from monai_rrr.data import EpochLoader, MixedBatchSampler
 from monai_rrr.errors import TrainingError
 
 
@@ -60,6 +60,16 @@ def test_the_rest_of_an_epoch_is_that_of_the_whole_one():
     assert drawn(loader, 4, seed=1) != whole
     torch.manual_seed(99)
     assert drawn(loader, 4) == whole
+
+
+def test_samplers_are_told_the_epoch():
+    def loader() -> DataLoader:
+        return DataLoader(Draws(), batch_sampler=MixedBatchSampler([True] * 2 + [False] * 6, batch_size=2, masked=1))
+
+    whole = drawn(loader(), 6)
+    assert len(whole) == 12
+    assert whole != drawn(loader(), 0), "the second epoch has an order of its own"
+    assert drawn(loader(), 9) == whole[6:], "a training resumed in mid-epoch goes on in it"
 
 
 def test_monai_transforms_are_set_for_each_sample():

@@ -36,8 +36,9 @@ def test_every_batch_mixes_and_an_epoch_shows_all() -> None:
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:
     first, second = MixedBatchSampler(HAS_MASK, 4, seed=1), MixedBatchSampler(HAS_MASK, 4, seed=1)
-    epochs = [list(first), list(first), list(first)]
+    epochs = [(first.set_epoch(epoch), list(first))[1] for epoch in range(3)]
     assert epochs[0] != epochs[1]
+    assert list(first) == epochs[2], "the epoch is said, not counted"
     second.set_epoch(2)
     assert list(second) == epochs[2]
     assert list(MixedBatchSampler(HAS_MASK, 4, seed=2)) != epochs[0]

@@ -24,7 +24,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from monai.networks.nets import DenseNet, SegResNet, UNet, resnet18
+from monai.networks.nets import DenseNet, DynUNet, SegResNet, UNet, resnet18
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -284,7 +284,13 @@ def plain_unet() -> nn.Module:
     return SegmenterClassifier(UNet(2, 2, K, (4, 8), (2,), dropout=0.1), K)
 
 
-ENCODERS = [resnet, dense, segres, unet, plain_unet]
+def dynunet() -> nn.Module:
+    norm = ("instance", {"affine": True})
+    network = DynUNet(3, 2, K, [3] * 3, [1, 2, 2], [2, 2], filters=(4, 6, 8), norm_name=norm)
+    return SegmenterClassifier(network, K)
+
+
+ENCODERS = [resnet, dense, segres, unet, plain_unet, dynunet]
 
 
 @pytest.mark.parametrize("build", ENCODERS, ids=lambda build: build.__name__)
@@ -368,7 +374,7 @@ def test_wrong_arguments(build: Callable[[], Any], message: str) -> None:
 
 
 def test_encoder_of_another_kind() -> None:
-    with pytest.raises(TypeError, match="expected a SegResNet or UNet of MONAI, got Linear"):
+    with pytest.raises(TypeError, match="expected a SegResNet, UNet or DynUNet of MONAI, got Linear"):
         SegmenterClassifier(nn.Linear(1, 1), 2)
 
 

@@ -17,6 +17,7 @@ import gzip
 import json
 import os
 import pickle
+import re
 import shutil
 import unicodedata
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from monai.data import Dataset
 from monai.transforms import Compose, SelectItemsd
 from typer.testing import CliRunner
@@ -476,6 +478,22 @@ def test_d17_named_error_from_a_worker(cohort: Any, tmp_path: Path, how: str, wo
     path = str(cohort.file("t2"))
     assert (type(error), error.code, error.case_id, error.field, error.path) == (DataError, code, "case_b", "t2", path)
     assert "monai_rrr error:" not in str(error)
+
+
+def test_d17_through_the_loader_of_torch(cohort: Any, tmp_path: Path) -> None:
+    cases = load_datalist(cohort.root)
+    damage(cohort, "truncated")
+    load = LoadBrainBoxd(BrainBoxCache(tmp_path / "cache"))
+
+    class Plain(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(cases)
+
+        def __getitem__(self, index: int) -> str:
+            return str(load(cases[index])["case_id"])
+
+    loader = torch.utils.data.DataLoader(Plain(), num_workers=1, multiprocessing_context="fork")
+    assert re.match(r"\[gzip-truncated\] case case_b, field t2, file .*, no checksum Hint: ", str(failure(loader)))
 
 
 def test_d17_all_faults_survive_pickling(cohort: Any) -> None:

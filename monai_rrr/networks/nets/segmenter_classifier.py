@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from monai.networks.nets import SegResNet, UNet
+from monai.networks.nets import DynUNet, SegResNet, UNet
 from torch import Tensor, nn
 
 __all__ = ["SegmenterClassifier"]
 
 
 class SegmenterClassifier(nn.Module):
-    """The contracting half of a ``SegResNet`` or ``UNet``, global average pooling and a linear head.
+    """The contracting half of a ``SegResNet``, ``UNet`` or ``DynUNet``, global average pooling and a linear head.
 
     The layers are those of the given network, the same objects; its expanding half is left out.
 
@@ -58,8 +58,11 @@ class SegmenterClassifier(nn.Module):
                 inner = inner[1].submodule
             layers.append(inner)
             channels, spatial_dims = network.channels[len(layers) - 1], network.dimensions
+        elif isinstance(network, DynUNet):
+            layers = [network.input_block, *network.downsamples, network.bottleneck]
+            channels, spatial_dims = network.filters[-1], network.spatial_dims
         else:
-            raise TypeError(f"expected a SegResNet or UNet of MONAI, got {type(network).__name__}")
+            raise TypeError(f"expected a SegResNet, UNet or DynUNet of MONAI, got {type(network).__name__}")
         self.features = nn.Sequential(*layers)
         self.pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[spatial_dims - 1](1)
         self.flatten = nn.Flatten()
