@@ -23,6 +23,7 @@ from .explanation_files import write_explanation
 from .load_network import load_network, load_weights
 from .pareto import ParetoPoint, pareto_figure, pareto_front, write_pareto_picture
 from .run_folder import Run, read_run
+from .tendency_files import write_tendency
 from .write import write_report
 from .write_audit import write_audit
 
@@ -52,4 +53,5 @@ __all__ = [
     "write_explanation",
     "write_pareto_picture",
     "write_report",
+    "write_tendency",
 ]
