@@ -63,7 +63,7 @@ class ImageGrid:
         """
         applied = copy.deepcopy(self.seen.applied_operations)
         if nearest:
-            applied = convert_applied_interp_mode(applied, "nearest")  # type: ignore[no-untyped-call]
+            applied = convert_applied_interp_mode(applied, "nearest")
         there = MetaTensor(values.detach().float().cpu(), affine=self.seen.affine, applied_operations=applied)
         found = self.prepare.inverse(there)
         shape, affine = tuple(self.image.shape[1:]), self.image.affine.double()

@@ -100,13 +100,14 @@ class RegionWhy:
 
     Args:
         found: who and why, see :class:`~monai_rrr.inferers.RegionTendency`.
-        center: voxel of the region, on the grid that the network saw.
+        center: a voxel of the region with this departure, on the grid that the network saw (axes right, anterior,
+            superior).
         departure: of the outline that the network gives the most likely annotator, most frequent one in the region.
         departure_share: of the voxels of the region.
         changed_share: of the voxels whose label would be another one without the annotator.
         patches: training patches of the matching prototypes, best first.
         further: for each of them, training patches that are most like the prototype.
-        box: part of the image on which the result at the center depends, on the grid that the network saw.
+        box: part of the image on which the result at this voxel depends, on the grid that the network saw.
     """
 
     found: RegionTendency
@@ -120,21 +121,19 @@ class RegionWhy:
 
     def sentence(self, annotators: Sequence[str], names: Sequence[str]) -> str:
         """Say whose outlines the result is like, and what this annotator tends to do here."""
-        name = annotators[self.found.annotator]
-        first = (
-            f"The result here is most like the outlines of {name} ({self.found.posterior[self.found.annotator]:.0%})."
-        )
+        name, likely = annotators[self.found.annotator], 100 * self.found.posterior[self.found.annotator]
+        first = f"The result here is most like the outlines of {name} ({likely:.0f} %)"
         if self.departure.kind == "none":
-            return f"{first} In most of the region {name} tends to draw the same as the consensus."
+            return f"{first}, who tends to draw the same as the consensus here."
         word = {"more": "larger", "less": "smaller", "class": "another tissue"}[self.departure.kind]
-        detail = f"{self.departure.words(names)}, in {self.departure_share:.0%} of the region"
-        return f"{first} {name} tends to draw {word} here: {detail}."
+        detail = f"{self.departure.words(names)}, in {100 * self.departure_share:.0f} % of the region"
+        return f"{first}, who tends to draw {word} here: {detail}."
 
     def counterfactual(self, annotators: Sequence[str], names: Sequence[str]) -> str:
         """Say what the label would be without the annotator."""
         name, own, without = annotators[self.found.annotator], names[self.found.label], names[self.found.label_without]
         start = f"Without {name}, the label of most of the region"
-        changed = f"{self.changed_share:.0%} of its voxels would change"
+        changed = f"{100 * self.changed_share:.0f} % of its voxels would change"
         if own == without:
             return f"{start} stays {own}; {changed}."
         return f"{start} becomes {without} instead of {own}; {changed}."
@@ -190,9 +189,7 @@ def _why(
     consensus = maps.probability[0, 0].argmax(0)[inside]
     departure, share = _departure(own, consensus, network.num_classes)
     without = label_without(maps.share, maps.probability, found.annotator + 1)[0][inside]
-    places = inside.nonzero().double()
-    # the voxel of the region that is nearest to its center: the center itself may lie outside
-    d, h, w = inside.nonzero()[int((places - places.mean(0)).square().sum(1).argmin())].tolist()
+    d, h, w = _typical_voxel(inside, own, consensus, departure)
     patches = []
     further = []
     bank = network.tendency_bank
@@ -219,6 +216,14 @@ def _why(
         further=tuple(further),
         box=voxel_saliency_box(network, image, (d, h, w), found.annotator, label),
     )
+
+
+def _typical_voxel(inside: Tensor, own: Tensor, consensus: Tensor, departure: Departure) -> tuple[int, int, int]:
+    """A voxel with the departure in the axial slice that has most of them, nearest to their center there."""
+    places = inside.nonzero()[(own == departure.label) & (consensus == departure.consensus)]
+    plane = places[places[:, 2] == places[:, 2].mode().values].double()
+    d, h, w = plane[int((plane - plane.mean(0)).square().sum(1).argmin())].long().tolist()
+    return d, h, w
 
 
 def _departure(own: Tensor, consensus: Tensor, classes: int) -> tuple[Departure, float]:

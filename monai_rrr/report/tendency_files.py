@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def write_tendency(
     provenance: Provenance | None = None,
     device: str | torch.device = "cpu",
 ) -> list[Path]:
-    """Write all maps of one case, ``<case>_why.json`` and ``<case>_why_<region>.png``, in ``<out>/<case>``; all or none.
+    """Write all maps of one case, ``<case>_why.json`` and ``<case>_why_<region>.png`` to ``<out>/<case>``; all or none.
 
     NIfTI files lie where the image lies, for every reader. uint8: ``seg_<annotator>``, ``seg_consensus``,
     ``seg_mixture`` (the label that ``who`` is about), ``who`` (0: shared, then annotators in the order of the
@@ -171,4 +172,5 @@ def _arrays(
 
 def _bits(probability: Tensor) -> Tensor:
     """Entropy of ``C...`` in bits."""
-    return torch.special.entr(probability).sum(0) / np.log(2)
+    nats: Tensor = torch.special.entr(probability).sum(0)
+    return nats / math.log(2)

@@ -90,29 +90,33 @@ def patch_view(
     place = [_turned(float(voxel[a]), shape[a], turn[a, 1]) for a in order]
     x, y, z = (int(p) for p in place)
     reach = [max(3, round(half_mm / size[axis])) for axis in (0, 1)]
-    cut = tuple(slice(max(0, p - n), p + n + 1) for p, n in zip((x, y), reach, strict=True))
-    volumes = [np.asarray(channel, dtype=np.float32) for channel in image.detach().cpu().numpy()]
+    # what lies outside of the volume is shown, too, so that all patches have the same scale
+    start = [p - n for p, n in zip((x, y), reach, strict=True)]
 
-    def plane(volume: NDArray[Any]) -> NDArray[Any]:
-        whole = np.asarray(nib.apply_orientation(volume, turn))
-        return np.asarray(whole[cut[0], cut[1], z][::-1].T)
+    def plane(volume: Tensor) -> NDArray[Any]:
+        whole = np.asarray(nib.apply_orientation(volume.detach().cpu().numpy(), turn))[:, :, z]
+        padded = np.pad(whole, [(n, n) for n in reach])
+        # index p is at p + n after padding, so that the cut from p - n starts at p
+        part = padded[x : x + 2 * reach[0] + 1, y : y + 2 * reach[1] + 1]
+        return np.asarray(part[::-1].T)
 
-    wide = plane(np.asarray(own.cpu())).shape[1]
     frame = None
     if box is not None:
         sides = []
         for axis in (0, 1):
             a = order[axis]
-            ends = [_turned(e, shape[a], turn[a, 1]) for e in (box[a][0], box[a][1] - 1)]
-            sides.append((min(ends) - cut[axis].start - 0.5, max(ends) - cut[axis].start + 0.5))
-        frame = ((wide - 1 - sides[0][1], wide - 1 - sides[0][0]), sides[1])
+            ends = [_turned(e, shape[a], turn[a, 1]) - start[axis] for e in (box[a][0], box[a][1] - 1)]
+            sides.append((min(ends) - 0.5, max(ends) + 0.5))
+        wide = 2 * reach[0]
+        frame = ((wide - sides[0][1], wide - sides[0][0]), sides[1])
+    volumes = list(image.as_tensor() if isinstance(image, MetaTensor) else image)
     return PatchView(
         title=title,
         images=tuple(plane(volume) for volume in volumes),
-        windows=tuple(_window(volume) for volume in volumes),
-        own=plane(np.asarray(own.cpu())).astype(bool),
-        consensus=plane(np.asarray(consensus.cpu())).astype(bool),
-        cross=(wide - 1 - (x - cut[0].start), y - cut[1].start),
+        windows=tuple(_window(volume.detach().cpu().numpy()) for volume in volumes),
+        own=plane(own).astype(bool),
+        consensus=plane(consensus).astype(bool),
+        cross=(reach[0], reach[1]),
         aspect=float(size[1] / size[0]),
         box=frame,
     )
@@ -151,7 +155,7 @@ def why_figure(views: Sequence[PatchView], modalities: Sequence[str], title: str
     if views[0].box is not None:
         lines.append(Line2D([], [], color=BOX, linewidth=1, linestyle="dotted", label="what the result here rests on"))
     figure.legend(handles=lines, loc="outside lower left", ncols=2, fontsize=8)
-    figure.suptitle(title, fontsize=9, x=0.01, ha="left", wrap=True)
+    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     return figure
 
 

@@ -84,12 +84,12 @@ class TrainingCases:
         """
         case = self[patch.case]
         annotations = case["annotations"].cpu()
-        if patch.annotator >= len(annotations) or (
-            int(annotations[(patch.annotator, *patch.voxel)]) != patch.departure.label
-        ):
+        d, h, w = patch.voxel
+        drawn = annotations[patch.annotator, d, h, w] if patch.annotator < len(annotations) else None
+        if drawn is None or int(drawn) != patch.departure.label:
             raise ValueError(
                 f"training case {self.name(patch.case)} does not show class {patch.departure.label} of annotator "
-                f"{self.annotators[patch.annotator]} at {patch.voxel}: are these the cases of the training, in its order?"
+                f"{self.annotators[patch.annotator]} at {patch.voxel}: expected the cases of the training, in its order"
             )
         consensus = case.get("consensus")
         if consensus is None:
@@ -212,7 +212,7 @@ def why_picture(
     views = [patch_view(image, outline(own), outline(consensus), one.center, title, one.box)]
     views += [_view(patch, sources, outline) for patch in one.patches]
     sentences = (one.sentence(sources.annotators, sources.names), one.counterfactual(sources.annotators, sources.names))
-    text = "\n".join(textwrap.fill(sentence, 40 * max(len(views), 3)) for sentence in sentences)
+    text = "\n".join(textwrap.fill(sentence, 36 * max(len(views), 3)) for sentence in sentences)
     if not one.patches:
         text += "\nThere is no training patch that shows this habit."
     return why_figure(views, modalities, text, sources.names[one.departure.label] if tissue else "all tissue")
