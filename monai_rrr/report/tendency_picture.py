@@ -95,7 +95,7 @@ def patch_view(
 
     def plane(volume: Tensor) -> NDArray[Any]:
         whole = np.asarray(nib.apply_orientation(volume.detach().cpu().numpy(), turn))[:, :, z]
-        padded = np.pad(whole, [(n, n) for n in reach])
+        padded = np.pad(whole, [(n, n) for n in reach], constant_values=whole.min())
         # index p is at p + n after padding, so that the cut from p - n starts at p
         part = padded[x : x + 2 * reach[0] + 1, y : y + 2 * reach[1] + 1]
         return np.asarray(part[::-1].T)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -208,7 +209,7 @@ def why_picture(
 
     name = sources.annotators[annotator]
     own, consensus = maps.probability[0, 1 + annotator].argmax(0), maps.probability[0, 0].argmax(0)
-    title = f"this case, {case_id}\n{name} as predicted\nlike {name}: {one.found.posterior[annotator]:.0%}"
+    title = f"this case, {case_id}\n{name} as predicted\nlike {name}: {100 * one.found.posterior[annotator]:.0f} %"
     views = [patch_view(image, outline(own), outline(consensus), one.center, title, one.box)]
     views += [_view(patch, sources, outline) for patch in one.patches]
     sentences = (one.sentence(sources.annotators, sources.names), one.counterfactual(sources.annotators, sources.names))
@@ -222,7 +223,9 @@ def _view(patch: TrainingPatch, sources: TrainingCases, outline: Any) -> PatchVi
     own, consensus = sources.drawn(patch)
     words = textwrap.fill(f"{sources.annotators[patch.annotator]} {patch.departure.words(sources.names)}", 34)
     title = f"training case {sources.name(patch.case)}\n{words}\nsimilarity {patch.similarity:.2f}"
-    return patch_view(sources[patch.case]["image"], outline(own), outline(consensus), patch.voxel, title)
+    view = patch_view(sources[patch.case]["image"], outline(own), outline(consensus), patch.voxel, title)
+    # without a word, a missing outline looks like a defect of the picture
+    return view if view.own.any() else replace(view, title=f"{title}, no outline in this slice")
 
 
 def _shares(annotators: Sequence[str], values: Sequence[float]) -> dict[str, float]:

@@ -36,7 +36,7 @@ from monai_rrr.networks import AnnotatorTendencyNet
 from monai_rrr.report import write_tendency
 from monai_rrr.report.tendency_case import Departure, explain_why
 
-SIDE, SPACING = 20, 2.0
+SIDE, SPACING = 16, 2.0
 NAMES = ("background", "core", "edema")
 MODALITIES = ("t1c", "flair")
 LAS = np.array([[-SPACING, 0, 0, 40.0], [0, SPACING, 0, -30.0], [0, 0, SPACING, 5.0], [0, 0, 0, 1]])
@@ -45,10 +45,10 @@ LAS = np.array([[-SPACING, 0, 0, 40.0], [0, SPACING, 0, -30.0], [0, 0, SPACING, 
 def toy_case(index: int) -> dict[str, Any]:
     """A ball in a ball in a brain; one annotator draws 3 mm more, one 3 mm less."""
     generator = torch.Generator().manual_seed(index)
-    center = 8 + 4 * torch.rand(3, 1, 1, 1, generator=generator)
+    center = 7 + 2 * torch.rand(3, 1, 1, 1, generator=generator)
     grid = torch.stack(torch.meshgrid(*[torch.arange(float(SIDE))] * 3, indexing="ij"))
     distance = (grid - center).square().sum(0).sqrt()
-    radius = 5 + torch.rand(1, generator=generator)
+    radius = 4 + torch.rand(1, generator=generator)
     image = 1 + torch.stack([(distance < 0.6 * radius).float(), (distance < radius).float()])
     image = image + 0.1 * torch.randn(image.shape, generator=generator)
 
@@ -85,7 +85,7 @@ class Toy:
         images = torch.stack([case["image"].as_tensor() for case in self.cases])
         drawn = torch.stack([case["annotations"] for case in self.cases])
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.02)
-        for _ in range(50):
+        for _ in range(40):
             logits = self.network(images).annotators
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), drawn.flatten(0, 1))
             optimizer.zero_grad()
