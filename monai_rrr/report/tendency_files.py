@@ -34,6 +34,7 @@ from monai_rrr.report.explain import mri_preprocessing
 from monai_rrr.report.image_grid import ImageGrid
 from monai_rrr.report.pictures import render, style
 from monai_rrr.report.tendency_case import class_names, explain_why
+from monai_rrr.report.tendency_page import why_page
 from monai_rrr.report.tendency_record import TrainingCases, why_picture, why_record
 from monai_rrr.utils.checks import check_heatmaps
 from monai_rrr.utils.files import safe_name
@@ -63,8 +64,9 @@ def write_tendency(
     provenance: Provenance | None = None,
     device: str | torch.device = "cpu",
 ) -> list[Path]:
-    """Write all maps of one case, ``<case>_why.json`` and ``<case>_why_<region>.png`` to ``<out>/<case>``; all or none.
+    """Write all maps of one case, and ``why.json``, ``why_<region>.png`` and ``why.html``; all or none.
 
+    In ``<out>/<case>``, with names that begin with the case's. ``why.html`` holds the pictures and needs nothing else.
     NIfTI files lie where the image lies, for every reader. uint8: ``seg_<annotator>``, ``seg_consensus``,
     ``seg_mixture`` (the label that ``who`` is about), ``who`` (0: shared, then annotators in the order of the
     network), ``disagreement_region`` (numbers as in ``why.json``). float32: ``prob_mean`` (4D, a class each; mean of
@@ -125,9 +127,12 @@ def write_tendency(
     record = why_record(network, case_id, image, grid, maps, why, sources, threshold)
     contents["_why.json"] = (json.dumps(record, indent=2) + "\n").encode()
     with style():
-        for one in why:
-            figure = why_picture(one, case_id, grid.seen, maps, sources, modalities)
-            contents[f"_why_{one.found.region}.png"] = render(figure, "png", 110)
+        pictures = {
+            one.found.region: render(why_picture(one, case_id, grid.seen, maps, sources, modalities), "png", 110)
+            for one in why
+        }
+    contents |= {f"_why_{region}.png": picture for region, picture in pictures.items()}
+    contents["_why.html"] = why_page(record, pictures).encode("utf-8")
     folder = Path(out) / stem
     inputs = image.meta.get("source_sha256", {})
     written = write_results(folder, stem, contents, provenance or Provenance(), inputs)

@@ -139,7 +139,7 @@ def test_all_files_are_there_and_lie_where_the_image_lies(toy: Toy, files: dict[
     tendencies = [f"tendency_{name}" for name in annotators]
     assert sorted(names) == sorted(f"{name}.nii.gz" for name in (*maps, *segmentations, *tendencies))
     assert list(files)[-1] == "provenance.json"
-    assert {"why.json", "why_1.png"} <= set(files)
+    assert {"why.json", "why.html", "why_1.png"} <= set(files)
     for name in names:
         image = nib.load(files[name])
         assert image.shape[:3] == toy.image.shape[1:]
@@ -206,6 +206,15 @@ def test_why_names_habits_and_their_sources(toy: Toy, files: dict[str, Path]) ->
             assert len(source["nearest"]) >= 1
     text = json.dumps(found).lower()
     assert not [word for word in ("wrong", "blame", "mistake", "fault", "bad") if word in text]
+
+
+def test_page_holds_sentences_and_pictures(files: dict[str, Path]) -> None:
+    found, page = json.loads(files["why.json"].read_text("utf-8")), files["why.html"].read_text("utf-8")
+    for entry in found["regions"]:
+        assert entry["sentence"] in page
+        assert entry["counterfactual"] in page
+    assert page.count('src="data:image/png;base64,') == page.count("src=") == len(found["regions"])
+    assert "http" not in page
 
 
 def test_pictures(toy: Toy, files: dict[str, Path], tmp_path: Path) -> None:
