@@ -22,6 +22,7 @@ import typer
 
 import monai_rrr
 
+from .annotators import annotators
 from .audit import audit
 from .console import set_debug
 from .decoy import decoy
@@ -78,6 +79,7 @@ app.command()(explain)
 app.command()(report)
 app.command()(audit)
 app.command()(decoy)
+app.command()(annotators)
 app.command(context_settings=RUN_SETTINGS)(run)
 
 

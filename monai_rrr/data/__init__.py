@@ -13,13 +13,20 @@
 
 from __future__ import annotations
 
+from .annotations import annotator_weights, check_annotations, load_annotated
+from .annotator_rules import AnnotatorSettings, simulate_annotator
+from .annotator_team import TeamSettings
+from .annotators import make_annotators, read_annotators, replay_annotators
 from .brain_box import BrainBox, make_brain_box, tag_extents
 from .cache import BrainBoxCache
+from .consensus import soft_vote, vote
+from .consensus_em import BANDS_MM, Consensus, consensus_em, consensus_staple
 from .datalist import Case, load_datalist
 from .decoy import load_decoy, make_decoy, replay_decoy
 from .decoy_plan import DecoySettings
 from .epoch_loader import EpochLoader
 from .load import LoadBrainBoxd
+from .load_annotations import LoadAnnotationsd
 from .loader import CaseLoader
 from .mask_share import keep_labels
 from .mixed_batches import MixedBatchSampler
@@ -33,34 +40,50 @@ from .verify import VerifyReport, verify_cases, verify_dataset
 
 __all__ = [
     "keep_labels",
+    "AnnotatorSettings",
+    "BANDS_MM",
     "BrainBox",
     "BrainBoxCache",
     "Case",
+    "Consensus",
     "CaseLoader",
     "EpochLoader",
     "DecoySettings",
+    "LoadAnnotationsd",
     "LoadBrainBoxd",
     "MixedBatchSampler",
     "NiftiVolume",
     "Tags",
+    "TeamSettings",
     "VerifiedCache",
     "VerifyReport",
+    "annotator_weights",
+    "check_annotations",
     "check_tags",
+    "consensus_em",
+    "consensus_staple",
     "derive_tags",
     "generate_cohort",
     "leave_one_fold_out",
+    "load_annotated",
     "load_datalist",
     "load_decoy",
     "make_brain_box",
     "pseudonymize",
+    "make_annotators",
     "make_decoy",
+    "read_annotators",
     "read_tags",
     "read_verified",
+    "replay_annotators",
     "replay_decoy",
+    "simulate_annotator",
     "slice_labels",
+    "soft_vote",
     "tag_budget",
     "tag_extents",
     "verify_cases",
     "verify_dataset",
+    "vote",
     "write_tags",
 ]

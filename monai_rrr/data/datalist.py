@@ -54,11 +54,13 @@ def load_datalist(
     section: str = "training",
     with_labels: bool | None = None,
     require: Sequence[str] = (),
+    with_annotations: bool = False,
 ) -> list[Case]:
     """List the cases of a data set; no image is opened.
 
     A case is a plain JSON dictionary: ``case_id``, ``modalities`` (name to path, any subset of t1, t1c, t2, flair),
-    ``volumes`` (only for 4-D files: name to index in the fourth dimension), ``label`` (only if there is one).
+    ``volumes`` (only for 4-D files: name to index in the fourth dimension), ``label`` (only if there is one),
+    ``annotations`` (only if asked for).
     The naming found never decides the label convention.
 
     Args:
@@ -69,6 +71,7 @@ def load_datalist(
         section: section of a JSON datalist, such as ``"training"``.
         with_labels: True demands a label of every case, False leaves labels out, None takes what there is.
         require: modalities that every case must have.
+        with_annotations: keep the masks of several annotators, for :func:`~monai_rrr.data.load_annotated`.
 
     Returns:
         The cases, sorted by ``case_id``.
@@ -78,7 +81,7 @@ def load_datalist(
         DatasetError: All faults of the cases: missing or ambiguous modalities, missing labels, an id that occurs twice.
         ValueError: When ``modalities`` or ``require`` names an unknown modality.
     """
-    found = list_cases(source, modalities, [section], with_labels, require)
+    found = list_cases(source, modalities, [section], with_labels, require, with_annotations)
     if found.faults:
         raise DatasetError(relative(fault, found.root) for fault in found.faults)
     return found.cases
@@ -90,6 +93,7 @@ def list_cases(
     sections: Sequence[str] = ("training",),
     with_labels: bool | None = None,
     require: Sequence[str] = (),
+    with_annotations: bool = False,
 ) -> Listing:
     """List the cases of a data set with all faults, instead of raising them; see :func:`load_datalist`.
 
@@ -99,6 +103,7 @@ def list_cases(
         sections: sections of a JSON datalist, whose cases must all be different.
         with_labels: as there.
         require: as there.
+        with_annotations: as there.
 
     Raises:
         DataError: When the source can't be read, or holds no case.
@@ -125,7 +130,7 @@ def list_cases(
             path=source,
             hint=f"files are found by their names, ending in .nii or .nii.gz ({EXPECTED_NAMES}; label: *_seg)",
         )
-    cases = [_select(case, wanted, with_labels) for case in cases]
+    cases = [_select(case, wanted, with_labels, with_annotations) for case in cases]
     faults += [fault for case in cases for fault in _missing(case, wanted or MODALITIES, needed, with_labels)]
     cases.sort(key=lambda case: str(case["case_id"]))
     faults += duplicate_cases(cases)
@@ -181,13 +186,15 @@ def _check_names(argument: str, names: Sequence[str] | None) -> tuple[str, ...] 
     return names
 
 
-def _select(case: Case, wanted: Sequence[str] | None, with_labels: bool | None) -> Case:
+def _select(case: Case, wanted: Sequence[str] | None, with_labels: bool | None, with_annotations: bool) -> Case:
     keep = [name for name in MODALITIES if name in case["modalities"] and (wanted is None or name in wanted)]
     out: Case = {"case_id": case["case_id"], "modalities": {name: case["modalities"][name] for name in keep}}
     if "volumes" in case:
         out["volumes"] = {name: case["volumes"][name] for name in keep if name in case["volumes"]}
     if "label" in case and with_labels is not False:
         out["label"] = case["label"]
+    if "annotations" in case and with_annotations:
+        out["annotations"] = case["annotations"]
     if "split" in case:
         out["split"] = case["split"]
     return out

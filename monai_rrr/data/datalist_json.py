@@ -21,7 +21,7 @@ from typing import Any
 
 from monai_rrr.data.discovery import match_name, modality_of
 from monai_rrr.errors import DataError
-from monai_rrr.utils.enums import MODALITIES
+from monai_rrr.utils.enums import MODALITIES, REGIONS
 
 __all__ = ["is_msd_folder", "read_datalist"]
 
@@ -183,6 +183,8 @@ def _read_entry(entry: Any, order: tuple[str, ...] | None, root: Path) -> dict[s
         raise _EntryError(f"expected case_id to be a non-empty text, got {case.get('case_id')!r}")
     if entry.get("label") is not None:
         case["label"] = _path(entry["label"], root, "label")
+    if entry.get("annotations") is not None:
+        case["annotations"] = _read_annotations(entry["annotations"], root)
     if entry.get("split") is not None:
         case["split"] = str(entry["split"])
     return case
@@ -197,6 +199,24 @@ def _read_case(entry: dict[str, Any], root: Path) -> dict[str, Any]:
         raise _EntryError(f"expected volumes to map names of modalities to indices from 0, got {volumes!r}")
     case = {"modalities": {name: _path(path, root, name) for name, path in paths.items()}}
     return {**case, "volumes": dict(volumes)} if volumes else case
+
+
+def _read_annotations(found: Any, root: Path) -> dict[str, Any]:
+    """Read who drew a case: id -> path, None, or an object with the path and the regions that were drawn."""
+    if not isinstance(found, dict):
+        raise _EntryError(f"expected annotations to map annotator ids to paths or null, got {found!r}")
+    annotations: dict[str, Any] = {}
+    for name, value in found.items():
+        if isinstance(value, dict):
+            regions = value.get("regions")
+            if set(value) != {"path", "regions"} or not isinstance(regions, list) or not regions:
+                raise _EntryError(f"expected path and regions of annotator {name}, got {value!r}")
+            if not all(region in REGIONS for region in regions):
+                raise _EntryError(f"expected regions of annotator {name} out of {REGIONS}, got {regions!r}")
+            annotations[name] = {"path": _path(value["path"], root, name), "regions": regions}
+        else:
+            annotations[name] = None if value is None else _path(value, root, name)
+    return annotations
 
 
 def _read_images(image: Any, order: tuple[str, ...] | None, root: Path) -> dict[str, Any]:

@@ -106,8 +106,9 @@ class EpochLoader:
             generator = getattr(part, "generator", None)
             if isinstance(generator, torch.Generator):
                 generator.manual_seed(derive_seed(self.seed, _ORDER, epoch))
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
+            told = getattr(part, "set_epoch", None)
+            if told is not None:
+                told(epoch)
         drawn: Counter[int] = Counter()
         for number, batch in enumerate([list(indices) for indices in sampler]):
             keys = []

@@ -52,10 +52,10 @@ class HeatmapEvaluation:
     """Collect heatmaps in source geometry and write ``metrics.csv``, one row per case, method, threshold and region.
 
     Thresholds: ``label_free`` (Otsu on the heatmap), ``tag_calibrated`` (the network's ``operating_point``) and
-    ``oracle`` (best mean Dice on the very masks it is scored on: an upper bound, never a result). Baselines: the empty
-    mask, Otsu on FLAIR, and a stronger FLAIR heuristic (four classes, smoothed, largest component), for WT. Masks are
-    nested before they are scored. The rule for empty regions is that of
-    :func:`~monai_rrr.metrics.segmentation.region_scores`.
+    ``oracle`` (best mean Dice on the very masks it is scored on: an upper bound, never a result); on demand ``fixed``,
+    for maps that are probabilities of a segmentation. Baselines: the empty mask, Otsu on FLAIR, and a stronger FLAIR
+    heuristic (four classes, smoothed, largest component), for WT. Masks are nested before they are scored. The rule for
+    empty regions is that of :func:`~monai_rrr.metrics.segmentation.region_scores`.
 
     Args:
         cases: datalist with ``label`` of every case.
@@ -66,6 +66,7 @@ class HeatmapEvaluation:
         scores: which scores to compute; distances take most of the time.
         baselines: whether to add the baselines.
         provenance: what to record beside the table, in ``<name>_provenance.json``, with the SHA-256 of the masks.
+        fixed: threshold of ``fixed``, such as 0.5, without a least area. None: there are no such rows.
 
     Raises:
         DataError: When a case has no label.
@@ -82,12 +83,14 @@ class HeatmapEvaluation:
         scores: Sequence[str] = SCORES,
         baselines: bool = True,
         provenance: Provenance | None = None,
+        fixed: float | None = None,
     ) -> None:
         self.provenance = provenance or Provenance()
         self._masks: dict[str, str] = {}
         self.cases = {str(case["case_id"]): case for case in cases}
         self.convention, self.network, self.path = convention, network, Path(path)
         self.method, self.scores, self.baselines = method, tuple(scores), baselines
+        self.fixed = fixed
         self.rows: list[dict[str, Any]] = []
         self._kept: list[_Case] = []
 
@@ -117,6 +120,8 @@ class HeatmapEvaluation:
         self._score(case, "label_free", points, case.heatmap)
         calibrated = cast(Tensor, self.network.operating_point).detach().cpu().tolist()
         self._score(case, "tag_calibrated", [OperatingPoint(t, area, 0.0) for t, area in calibrated], case.heatmap)
+        if self.fixed is not None:
+            self._score(case, "fixed", [OperatingPoint(self.fixed, 0.0, 0.0)] * len(case.heatmap), case.heatmap)
         if self.baselines:
             for name, options in BASELINES.items():
                 if case.flair is not None:

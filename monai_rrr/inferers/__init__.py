@@ -16,12 +16,14 @@ from __future__ import annotations
 from .heatmap import HeatmapInferer
 from .randomization import heatmap_similarity, randomization_check, randomized_copies
 from .slab import SlabHeatmapInferer
+from .slab_relevance import SlabRelevanceInferer
 from .tendency import RegionTendency, TendencyMaps, explain_regions, tendency_maps, voxel_saliency_box
 
 __all__ = [
     "HeatmapInferer",
     "RegionTendency",
     "SlabHeatmapInferer",
+    "SlabRelevanceInferer",
     "TendencyMaps",
     "explain_regions",
     "heatmap_similarity",

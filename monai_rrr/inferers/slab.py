@@ -13,21 +13,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from itertools import combinations
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.inferers import Inferer, SlidingWindowInferer
+from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from monai_rrr.attribution.classmap import ClassMap
-from monai_rrr.attribution.exclusive import evaluating
 from monai_rrr.attribution.pooling import modality_shares
 from monai_rrr.attribution.trace import record
-from monai_rrr.inferers.memory import is_out_of_memory, out_of_memory
+from monai_rrr.inferers.stitch import SlabStitcher
 from monai_rrr.utils.checks import check_heatmaps
 from monai_rrr.utils.enums import MODALITIES
 
@@ -77,11 +74,7 @@ class SlabHeatmapInferer(Inferer):
         reliability: str = "reliability",
     ) -> None:
         super().__init__()
-        if not set(flips) <= {0, 1, 2}:
-            raise ValueError(f"flips must be spatial axes 0 to 2, got {tuple(flips)}")
-        self.depth, self.overlap = depth, overlap
-        self.windows = self._sliding(slabs_per_batch)
-        self.mirrors = [axes for count in range(len(flips) + 1) for axes in combinations(flips, count)]
+        self.stitch = SlabStitcher(depth, overlap, flips, slabs_per_batch)
         self.per_modality = per_modality
         self.attribute = attribute or ClassMap()
         self.reliability = reliability
@@ -98,53 +91,13 @@ class SlabHeatmapInferer(Inferer):
         present = kwargs.get("present")
         available = (image != 0).flatten(2).any(2) if present is None else present.to(image.device)
         cases = kwargs.get("case_id") or [None] * len(image)
-        with evaluating(network), torch.no_grad():
-            mean = self._within_memory(image, network, available, None if len(cases) > 1 else cases[0])
+        mean = self.stitch(image, network, available, self._maps, None if len(cases) > 1 else cases[0])
         every: Tensor = mean.unflatten(1, (1 + image.shape[1], -1))
         if not torch.isfinite(every).all():
             for case_id, maps in zip(cases, every, strict=True):
                 check_heatmaps(maps, case_id=case_id, modalities=getattr(network, "modalities", MODALITIES))
         every = every * (image != 0).any(1)[:, None, None]
         return every if self.per_modality else every[:, 0]
-
-    def _within_memory(self, image: Tensor, network: nn.Module, available: Tensor, case_id: str | None) -> Tensor:
-        count = self.windows.sw_batch_size
-        for windows in (self.windows, *([self._sliding(1)] if count > 1 else [])):
-            try:
-                maps = [self._mirrored(image, network, available, axes, windows) for axes in self.mirrors]
-                return torch.stack(maps).mean(0)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                logging.getLogger(__name__).warning("memory is short for %d slabs at a time", windows.sw_batch_size)
-            # here the failed call holds nothing any more
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        hint = "use a coarser spacing, slabs of less depth (roi_size), no flips or modalities, or another device"
-        raise out_of_memory(image.shape, f"slabs at a time: {count}" + (", then 1" if count > 1 else ""), hint, case_id)
-
-    def _sliding(self, slabs_per_batch: int) -> SlidingWindowInferer:
-        return SlidingWindowInferer((-1, -1, self.depth), slabs_per_batch, self.overlap, mode="gaussian")
-
-    def _mirrored(
-        self,
-        image: Tensor,
-        network: nn.Module,
-        available: Tensor,
-        axes: tuple[int, ...],
-        windows: SlidingWindowInferer,
-    ) -> Tensor:
-        dims = [2 + axis for axis in axes]
-        row = 0
-
-        def predict(window: Tensor) -> Tensor:
-            # one image at a time, so that all slabs of a call have the modalities of that image
-            return self._maps(window, network, available[row].expand(len(window), -1))
-
-        parts = []
-        for row in range(len(image)):
-            parts.append(windows(image[row : row + 1].flip(dims), predict))
-        return torch.cat([torch.as_tensor(p) for p in parts]).flip(dims)
 
     def _maps(self, image: Tensor, network: nn.Module, available: Tensor) -> Tensor:
         trace = record(network, image, (*self.attribute.layers, self.reliability), present=available)

@@ -13,12 +13,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from torch import Tensor, nn
@@ -43,10 +45,16 @@ class HeatmapToSourced(MapTransform):
 
     Args:
         keys: heatmaps, ``K H W D`` or ``(1+M) K H W D``; they become ``MetaTensor`` with ``X Y Z`` of the source file.
+        clamp: keep them in [0, 1]; ``False`` for relevance, which has a sign and any size.
+        allow_missing_keys: leave out keys that the data lack.
 
     Raises:
         InferenceError: ``heatmap-not-finite``.
     """
+
+    def __init__(self, keys: KeysCollection, clamp: bool = True, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.clamp = clamp
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the data with the heatmaps replaced."""
@@ -57,7 +65,8 @@ class HeatmapToSourced(MapTransform):
             heatmap = torch.as_tensor(data[key]).float()
             check_heatmaps(heatmap, case_id=str(data["case_id"]))
             flat = to_source_grid(heatmap.flatten(0, heatmap.ndim - 4), geometry)
-            moved = torch.from_numpy(flat).clamp(0, 1).unflatten(0, heatmap.shape[:-3])
+            moved = torch.from_numpy(flat).unflatten(0, heatmap.shape[:-3])
+            moved = moved.clamp(0, 1) if self.clamp else moved
             # with an extension, as SaveImage takes what follows the last dot of a case id for one and cuts it off
             meta = {"filename_or_obj": safe_name(str(data["case_id"])) + ".nii.gz"}
             result[key] = MetaTensor(moved, affine=affine, meta=meta)
@@ -115,8 +124,10 @@ class SaveHeatmapsd(Transform):
     """Write the label map, the fused heatmap of every region and, if there, those of every modality as NIfTI files.
 
     ``<output_dir>/<case>/<case>_pred.nii.gz``, ``<case>_heatmap_<region>.nii.gz``,
-    ``<case>_heatmap_<modality>_<region>.nii.gz`` and, last, ``<case>_provenance.json``; all of them or none. The same
-    input gives the same bytes. Every reader places the voxels as it places those of the input, by its codes and units.
+    ``<case>_heatmap_<modality>_<region>.nii.gz``, ``<case>_relevance_<modality>_<region>.nii.gz``,
+    ``<case>_class_scores.json`` (region -> probability) and, last, ``<case>_provenance.json``; all of them or none. The
+    same input gives the same bytes. Every reader places the voxels as it places those of the input, by its codes and
+    units.
 
     Args:
         output_dir: created when missing.
@@ -125,6 +136,8 @@ class SaveHeatmapsd(Transform):
         regions: names of the classes.
         modalities: names of the modalities; absent ones (all 0) are not written.
         provenance: what to record beside the results.
+        relevance_key: relevance in source geometry, ``M K X Y Z``.
+        score_key: probabilities of the classes, ``K``.
 
     Raises:
         InferenceError: ``heatmap-not-finite``.
@@ -138,8 +151,11 @@ class SaveHeatmapsd(Transform):
         regions: Sequence[str] = REGIONS,
         modalities: Sequence[str] = MODALITIES,
         provenance: Provenance | None = None,
+        relevance_key: str = "relevance",
+        score_key: str = "class_score",
     ) -> None:
         self.output_dir, self.key, self.label_key = output_dir, key, label_key
+        self.relevance_key, self.score_key = relevance_key, score_key
         self.regions, self.modalities = tuple(regions), tuple(modalities)
         self.provenance = provenance or Provenance()
 
@@ -158,9 +174,17 @@ class SaveHeatmapsd(Transform):
                 continue
             for index, region in enumerate(self.regions):
                 arrays[f"heatmap_{name}{region}"] = maps[group, index].float()
+        if self.relevance_key in data:
+            for name, group_maps in zip(self.modalities, torch.as_tensor(data[self.relevance_key]), strict=True):
+                for region, one in zip(self.regions, group_maps, strict=True):
+                    if group_maps.any():
+                        arrays[f"relevance_{name}_{region}"] = one.float()
         header = data.get("source_header")
         geometry = affine_geometry(heatmap.affine) if header is None else header
         contents = {f"_{name}.nii.gz": nifti_bytes(array.cpu().numpy(), geometry) for name, array in arrays.items()}
+        if self.score_key in data:
+            scores = dict(zip(self.regions, (round(float(p), 6) for p in data[self.score_key]), strict=True))
+            contents["_class_scores.json"] = json.dumps(scores, indent=2).encode() + b"\n"
         inputs = {name: digest for name, digest in data.get("source_sha256", {}).items() if digest}
         stem = safe_name(case_id)
         write_results(Path(self.output_dir) / stem, stem, contents, self.provenance, inputs)

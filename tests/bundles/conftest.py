@@ -28,6 +28,7 @@ import pytest
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 BUNDLE = "brats_mri_equivariant_cam"
+GUIDED, CONSISTENT = "brats_mri_guided_attention", "brats_mri_attention_consistency"
 SMALL = {"spacing": 6.0, "roi_size": [32, 32, 8], "channels": [4]}
 SHORT = {"epochs": 3, "slabs_per_case": 2, "batch_size": 2, "val_interval": 3}
 
@@ -124,4 +125,23 @@ def trained(cohort: Cohort, make_runner: Callable[..., Runner]) -> Runner:
     runner = make_runner()
     assert not list(cohort.blind.rglob("*seg*"))
     runner.train(dataset_dir=cohort.blind, tags_file=cohort.tags)
+    return runner
+
+
+@pytest.fixture(scope="session")
+def guided(cohort: Cohort, make_runner: Callable[..., Runner]) -> Runner:
+    """Return a bundle that was trained on tags, and the masks of half of the cases."""
+    runner = make_runner(GUIDED)
+    runner.train(dataset_dir=cohort.masked, tags_file=cohort.tags, mask_share=0.5)
+    return runner
+
+
+@pytest.fixture(scope="session")
+def tuned(guided: Runner, cohort: Cohort, make_runner: Callable[..., Runner]) -> Runner:
+    """Return a bundle that was fine-tuned by consistency alone, on cases of which some have no tags."""
+    runner = make_runner(CONSISTENT)
+    lines = cohort.tags.read_text().splitlines()
+    (runner.root / "tags.csv").write_text("\n".join(lines[:4]) + "\n")
+    data = {"dataset_dir": cohort.blind, "tags_file": "tags.csv", "start_from": guided.root / "models" / "model.pt"}
+    runner.train("finetune.yaml", learning_rate=1e-6, weight_decay=0.0, **data)
     return runner

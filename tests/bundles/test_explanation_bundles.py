@@ -32,22 +32,18 @@ pytestmark = pytest.mark.slow
 GUIDED, CONSISTENT = "brats_mri_guided_attention", "brats_mri_attention_consistency"
 
 
-def terms_of(root: Path) -> set[str]:
+def rows_of(root: Path) -> list[dict[str, str]]:
     with (root / "eval" / "training.csv").open(newline="") as file:
-        return {row["term"] for row in csv.DictReader(file)}
+        return list(csv.DictReader(file))
+
+
+def terms_of(root: Path) -> set[str]:
+    return {row["term"] for row in rows_of(root)}
 
 
 def record_of(root: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((root / "eval" / "run.json").read_text())
     return record
-
-
-@pytest.fixture(scope="module")
-def guided(cohort: Any, make_runner: Callable[..., Any]) -> Any:
-    """Return a bundle that was trained on tags, and the masks of half of the cases."""
-    runner = make_runner(GUIDED)
-    runner.train(dataset_dir=cohort.masked, tags_file=cohort.tags, mask_share=0.5)
-    return runner
 
 
 def test_guided_training_reads_some_masks(guided: Any) -> None:
@@ -93,17 +89,6 @@ def test_controls_of_guidance(overlay: str, guided: Any, cohort: Any, make_runne
     assert any(not torch.equal(first[name], second[name]) for name in first), "the masks are others"
 
 
-@pytest.fixture(scope="module")
-def tuned(guided: Any, cohort: Any, make_runner: Callable[..., Any]) -> Any:
-    """Return a bundle that was fine-tuned by consistency alone, on cases of which some have no tags."""
-    runner = make_runner(CONSISTENT)
-    lines = cohort.tags.read_text().splitlines()
-    (runner.root / "tags.csv").write_text("\n".join(lines[:4]) + "\n")
-    data = {"dataset_dir": cohort.blind, "tags_file": "tags.csv", "start_from": guided.root / "models" / "model.pt"}
-    runner.train("finetune.yaml", learning_rate=1e-6, weight_decay=0.0, **data)
-    return runner
-
-
 def test_consistency_starts_from_the_other_bundles(guided: Any, tuned: Any) -> None:
     runner, weights = tuned, guided.root / "models" / "model.pt"
     assert terms_of(runner.root) == {"total", "consistency"}
@@ -140,15 +125,31 @@ def test_weights_to_start_from_need_their_manifest(
     assert record_of(runner.root)["status"] == "completed"
 
 
-@pytest.mark.parametrize("overlay", ["alternating", "shuffled_evidence", "random_evidence", "plain_cam"])
-def test_schedules_and_controls_of_consistency(overlay: str, cohort: Any, make_runner: Callable[..., Any]) -> None:
+@pytest.fixture(scope="module")
+def combined(cohort: Any, make_runner: Callable[..., Any]) -> Any:
+    """Return a bundle of which both terms were trained in every step, without an overlay."""
     runner = make_runner(CONSISTENT)
-    shutil.copy(cohort.tags, runner.root / "tags.csv")
-    runner.train_here(f"{overlay}.yaml", dataset_dir=cohort.blind, tags_file=runner.root / "tags.csv")
-    found = terms_of(runner.root) - {"total"}
-    assert found <= {"classification", "consistency"}
-    if overlay != "alternating":
-        assert found == ({"classification"} if overlay == "plain_cam" else {"classification", "consistency"})
+    runner.train_here(dataset_dir=cohort.blind, tags_file=cohort.tags, seed=3)
+    assert terms_of(runner.root) == {"total", "classification", "consistency"}
+    return runner
+
+
+@pytest.mark.parametrize("overlay", ["alternating", "shuffled_evidence", "random_evidence", "plain_cam"])
+def test_schedules_and_controls_of_consistency(
+    overlay: str, combined: Any, cohort: Any, make_runner: Callable[..., Any]
+) -> None:
+    runner = make_runner(CONSISTENT)
+    log = {"train::handlers::6::every": 1} if overlay == "alternating" else {}
+    runner.train_here(f"{overlay}.yaml", dataset_dir=cohort.blind, tags_file=cohort.tags, seed=3, **log)
+    assert record_of(runner.root)["status"] == "completed"
+    both = {"classification", "consistency"}
+    assert terms_of(runner.root) - {"total"} == ({"classification"} if overlay == "plain_cam" else both)
+    if overlay == "alternating":
+        steps = [{row["term"] for row in rows_of(runner.root) if row["step"] == str(step)} for step in range(1, 13)]
+        assert all(len(terms & both) == 1 for terms in steps), "one term in a step"
+    first, second = (torch.load(r.root / "models" / "model.pt", weights_only=True) for r in (combined, runner))
+    assert all(value.isfinite().all() for value in second.values())
+    assert any(not torch.equal(first[name], second[name]) for name in first), "the overlay changes the training"
 
 
 @pytest.mark.parametrize("name", [GUIDED, CONSISTENT])

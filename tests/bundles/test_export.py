@@ -30,6 +30,12 @@ FILES = {"net_id": "network_def", "meta_file": "configs/metadata.json", "config_
 SIZES = ((1, 4, 16, 16, 4), (1, 4, 32, 24, 7), (2, 4, 8, 16, 5))
 
 
+@pytest.fixture(scope="module", params=["trained", "guided", "tuned"], ids=["equivariance", "guidance", "consistency"])
+def bundle(request: pytest.FixtureRequest) -> Any:
+    """Return each of the bundles with trained weights."""
+    return request.getfixturevalue(request.param)
+
+
 def network_of(root: Path) -> nn.Module:
     parser = ConfigParser()
     parser.read_config(str(root / "configs" / "inference.yaml"))
@@ -47,29 +53,29 @@ def image_of(size: tuple[int, ...]) -> Tensor:
     return image
 
 
-def test_network_fits_the_metadata(trained: Any) -> None:
+def test_network_fits_the_metadata(bundle: Any) -> None:
     for n in (1, 4):
-        done = trained.call("verify_net_in_out", **FILES, n=n)
+        done = bundle.call("verify_net_in_out", **FILES, n=n)
         assert "verified with no error" in done.stdout + done.stderr
 
 
-def test_torchscript_computes_the_same(trained: Any) -> None:
+def test_torchscript_computes_the_same(bundle: Any) -> None:
     options = {"filepath": "models/model.ts", "ckpt_file": "models/model.pt", "channels": [4]}
-    trained.call("ckpt_export", **FILES, **options)
-    network, scripted = network_of(trained.root), torch.jit.load(trained.root / "models" / "model.ts")
+    bundle.call("ckpt_export", **FILES, **options)
+    network, scripted = network_of(bundle.root), torch.jit.load(bundle.root / "models" / "model.ts")
     for size in SIZES:
         image = image_of(size)
         with torch.no_grad():
             torch.testing.assert_close(scripted(image), network(image), atol=1e-4, rtol=0)
 
 
-def test_onnx_computes_the_same(trained: Any) -> None:
+def test_onnx_computes_the_same(bundle: Any) -> None:
     axes = {0: "batch", 2: "height", 3: "width", 4: "depth"}
     converter = {"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": {"image": axes, "pred": axes}}
     options = {"filepath": "models/model.onnx", "ckpt_file": "models/model.pt", "channels": [4]}
-    trained.call("onnx_export", **FILES, **options, input_shape=[1, 4, 16, 16, 4], converter_kwargs=converter)
-    network = network_of(trained.root)
-    session = onnxruntime.InferenceSession(trained.root / "models" / "model.onnx")
+    bundle.call("onnx_export", **FILES, **options, input_shape=[1, 4, 16, 16, 4], converter_kwargs=converter)
+    network = network_of(bundle.root)
+    session = onnxruntime.InferenceSession(bundle.root / "models" / "model.onnx")
     for size in SIZES:
         image = image_of(size)
         (found,) = session.run(None, {"image": image.numpy()})

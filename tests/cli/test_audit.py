@@ -68,6 +68,33 @@ NETWORKS: dict[str, tuple[dict[str, Any], list[object]]] = {
         },
         ["--layer", "features"],
     ),
+    "half of a SegResNet": (
+        {
+            "_target_": "monai_rrr.networks.SegmenterClassifier",
+            "network": {
+                "_target_": f"{NETS}.SegResNet",
+                "spatial_dims": 3,
+                "init_filters": 8,
+                "in_channels": 4,
+                "blocks_down": [1, 1, 1],
+                "blocks_up": [1, 1],
+            },
+            "num_classes": 2,
+        },
+        ["--layer", "features"],
+    ),
+    "SegResNet": (
+        {
+            "_target_": f"{NETS}.SegResNet",
+            "spatial_dims": 3,
+            "init_filters": 8,
+            "in_channels": 4,
+            "out_channels": 3,
+            "blocks_down": [1, 1, 1],
+            "blocks_up": [1, 1],
+        },
+        ["--layer", "down_layers.2"],
+    ),
     "UNETR encoder": (
         {
             "_target_": "monai_rrr.networks.EncoderClassifier",
@@ -87,6 +114,37 @@ NETWORKS: dict[str, tuple[dict[str, Any], list[object]]] = {
             "grid": [4, 4, 4],
         },
         ["--layer", "features", "--size", 32, 32, 32],
+    ),
+    "UNETR": (
+        {
+            "_target_": f"{NETS}.UNETR",
+            "in_channels": 4,
+            "out_channels": 3,
+            "img_size": [32, 32, 32],
+            "feature_size": 4,
+            "hidden_size": 24,
+            "mlp_dim": 24,
+            "num_heads": 2,
+        },
+        ["--layer", "encoder3", "--size", 32, 32, 32],
+    ),
+    "SwinUNETR encoder": (
+        {
+            "_target_": "monai_rrr.networks.EncoderClassifier",
+            "encoder": {
+                "_target_": f"{NETS}.swin_unetr.SwinTransformer",
+                "in_chans": 4,
+                "embed_dim": 12,
+                "window_size": [4, 4, 4],
+                "patch_size": [2, 2, 2],
+                "depths": [1, 1, 1, 1],
+                "num_heads": [1, 1, 1, 1],
+            },
+            "channels": 48,
+            "num_classes": 2,
+            "output": 2,
+        },
+        ["--layer", "features"],
     ),
     "SwinUNETR": (
         {
@@ -131,6 +189,10 @@ def two_cases(phantom_cohort: Path, tmp_path: Path) -> Path:
         pytest.param("DenseNet121", marks=pytest.mark.slow),
         pytest.param("SegResNet encoder", marks=pytest.mark.slow),
         pytest.param("UNETR encoder", marks=[pytest.mark.slow, needs_einops]),
+        pytest.param("half of a SegResNet", marks=pytest.mark.slow),
+        pytest.param("SegResNet", marks=pytest.mark.slow),
+        pytest.param("UNETR", marks=[pytest.mark.slow, needs_einops]),
+        pytest.param("SwinUNETR encoder", marks=[pytest.mark.slow, needs_einops]),
         pytest.param("SwinUNETR", marks=[pytest.mark.slow, needs_einops]),
     ],
 )

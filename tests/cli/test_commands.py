@@ -59,7 +59,9 @@ def test_help_lists_the_commands_and_exit_codes() -> None:
         assert word in result.output
 
 
-@pytest.mark.parametrize("command", ["audit", "decoy", "demo", "explain", "phantom", "report", "tags", "verify"])
+@pytest.mark.parametrize(
+    "command", ["annotators", "audit", "decoy", "demo", "explain", "phantom", "report", "tags", "verify"]
+)
 def test_help_of_a_command_says_what_goes_in_and_gives_an_example(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0

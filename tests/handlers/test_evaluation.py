@@ -105,6 +105,21 @@ def test_rows(evaluated):
     assert {row["region"] for row in pick(rows, method="flair_otsu")} == {"WT"}
 
 
+def test_fixed_threshold_is_that_of_all_classes(tmp_path):
+    case, label, brain = write_case(tmp_path, "case0", 0)
+    heatmap = heatmap_of(label, brain, 0)
+    options = {"scores": ["dice"], "baselines": False, "fixed": 0.4}
+    handler = HeatmapEvaluation([case], "brats2018", Net(), tmp_path / "metrics.csv", **options)
+    handler.add("case0", heatmap, LPS)
+    rows = [row for row in handler.rows if row["threshold"] == "fixed"]
+    masks = np.logical_and.accumulate(heatmap.numpy() > 0.4)
+    expected = region_scores(
+        torch.from_numpy(masks), torch.from_numpy(masks_of(label)), SPACING, ("WT", "TC", "ET"), ["dice"]
+    )
+    assert [row["dice"] for row in rows] == [round(expected[r]["dice"], 5) for r in ("WT", "TC", "ET")]
+    assert [(row["level"], row["min_area_mm2"]) for row in rows] == [(0.4, 0.0)] * 3
+
+
 def test_numbers_equal_the_scores_computed_by_hand(evaluated):
     rows, found, heatmaps = evaluated
     for (case, label, brain), heatmap in zip(found, heatmaps, strict=True):

@@ -65,10 +65,14 @@ def test_maps_are_scaled_relevance() -> None:
         network.offset.copy_(torch.tensor([0.1, -0.2, 0.3]))
     network.eval()
     class_idx = torch.tensor([[2, 0], [1, 2]])
-    trace = record(network, x, ["relevance", "segmentation"], class_idx=class_idx)
+    trace = record(network, x, ["class_logits", "relevance", "gain", "segmentation"], class_idx=class_idx)
     expected = UnrolledLRP().by_modality(record(network.encoder, x, []), class_idx)
     torch.testing.assert_close(trace.features["relevance"], expected)
     torch.testing.assert_close(trace.logits, network.encoder(x))
+    torch.testing.assert_close(trace.features["class_logits"], trace.logits)
+    added = trace.features["relevance"] * trace.features["gain"].unsqueeze(2)
+    offset = network.offset[class_idx][..., None, None, None]
+    torch.testing.assert_close(added.sum(2) + offset, trace.features["segmentation"])
     brain = (x != 0).any(1)
     for b, t in ((0, 0), (1, 0)):
         c, total = class_idx[b, t], expected[b, t].sum(0)

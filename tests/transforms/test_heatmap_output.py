@@ -12,6 +12,8 @@
 
 from __future__ import annotations
 
+import json
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -98,6 +100,28 @@ def test_files_have_the_geometry_of_the_input(tmp_path, name):
     index = np.rint(nib.affines.apply_affine(to_slab, brain)).astype(int)
     expected = before["pred"][1, 1][tuple(index.T)]
     np.testing.assert_allclose(heatmap[tuple(brain.T)], expected, atol=1e-4)
+
+
+def test_relevance_and_scores_are_written_beside_them(tmp_path):
+    source, before, _ = outputs(tmp_path, *GEOMETRIES["SAL"])
+    relevance = (torch.rand(4, 3, *before["image"].shape[1:]) - 0.5) * 8
+    relevance[1:] = 0  # only t1 is there
+    data = {**before, "pred": before["pred"][0], "relevance": relevance, "class_score": torch.tensor([0.9, 0.25, 0.0])}
+    steps = [HeatmapToSourced("pred"), HeatmapToSourced(["relevance", "other"], clamp=False, allow_missing_keys=True)]
+    result = Compose([*steps, SaveHeatmapsd(str(tmp_path / "more"))])(data)
+    folder = tmp_path / "more" / "case-1"
+    names = {f"case-1_{kind}_{r}.nii.gz" for kind in ("heatmap", "relevance_t1") for r in ("WT", "TC", "ET")}
+    assert {p.name for p in folder.iterdir()} == names | {"case-1_class_scores.json", "case-1_provenance.json"}
+    assert json.loads((folder / "case-1_class_scores.json").read_text()) == {"WT": 0.9, "TC": 0.25, "ET": 0.0}
+    assert set(json.loads((folder / "case-1_provenance.json").read_text())["outputs"]) == {
+        *names,
+        "case-1_class_scores.json",
+    }
+    image = nib.load(folder / "case-1_relevance_t1_TC.nii.gz")
+    np.testing.assert_allclose(image.affine, nib.load(source).affine, atol=1e-4)
+    assert image.get_fdata().min() < -1
+    assert image.get_fdata().max() > 1
+    np.testing.assert_allclose(image.get_fdata(), result["relevance"][0, 1], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["RAS", "SAL"])

@@ -35,7 +35,12 @@ def read(path: Path) -> nbformat.NotebookNode:
 
 
 def test_there_are_tutorials() -> None:
-    assert [path.name for path in TUTORIALS][:1] == ["01_tags_to_segmentation.ipynb"]
+    assert [path.stem for path in TUTORIALS] == [
+        "01_tags_to_segmentation",
+        "02_find_and_repair_a_shortcut",
+        "03_fine_tune_without_labels",
+        "04_classifier_to_segmenter",
+    ]
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)

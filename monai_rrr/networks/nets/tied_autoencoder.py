@@ -58,8 +58,10 @@ class TiedAutoencoder(nn.Module):
         - present: ``BM``; absent modalities are set to 0. Default: all are present.
         - class_idx: ``BT``, the classes to decode. Default: all, in order.
         - output ``"logits"``: ``BK``; ``"segmentation"``: ``BTH[WD]``.
-        - layers to record: ``relevance`` ``BTMH[WD]``, which is the modality attribution, and ``segmentation``
-          ``BTH[WD]`` logits, both at least float32.
+        - layers to record: ``class_logits`` ``BK``; ``relevance`` ``BTMH[WD]``, which is the modality attribution;
+          ``segmentation`` ``BTH[WD]`` logits; and ``gain`` ``tau / r`` ``BT1[11]``: relevance times gain is what each
+          modality adds to the logits. The last three are at least float32.
+        - buffer ``operating_point``: ``K 2``, threshold and least slice area (mm2); they turn maps into masks.
 
     Raises:
         ValueError: When an argument does not fit, or the encoder can't be read; see
@@ -102,7 +104,10 @@ class TiedAutoencoder(nn.Module):
         self.graph = read_relevance_graph(encoder, layer_rules)
         self.scale = nn.Parameter(torch.ones(num_classes))
         self.offset = nn.Parameter(torch.zeros(num_classes))
+        self.register_buffer("operating_point", torch.tensor([[0.5, 0.0]]).repeat(num_classes, 1))
+        self.class_logits = nn.Identity()
         self.relevance = nn.Identity()
+        self.gain = nn.Identity()
         self.segmentation = nn.Identity()
 
     def forward(self, image: Tensor, present: Tensor | None = None, class_idx: Tensor | None = None) -> Tensor:
@@ -112,7 +117,7 @@ class TiedAutoencoder(nn.Module):
                 raise ValueError(f"present must be {tuple(image.shape[:2])}, got {tuple(present.shape)}")
             image = image * present.reshape(*present.shape, *(1,) * (image.ndim - 2)).to(image.dtype)
         values = self.graph.run(self.encoder, image)
-        logits: Tensor = values[self.graph.output]
+        logits: Tensor = self.class_logits(values[self.graph.output])
         if logits.shape[1:] != (self.num_classes,):
             raise ValueError(f"the encoder must return logits B {self.num_classes}, got {tuple(logits.shape)}")
         if class_idx is None:
@@ -142,13 +147,14 @@ class TiedAutoencoder(nn.Module):
 
     def _logits(self, relevance: Tensor, class_idx: Tensor, image: Tensor) -> Tensor:
         maps = relevance.sum(2)
+        columns = class_columns(class_idx, len(maps))
+        check_classes(columns, self.num_classes)
         ones = (1,) * (maps.ndim - 2)
+        gain, offset = (p[columns].reshape(*columns.shape, *ones).to(maps.dtype) for p in (self.scale, self.offset))
         if self.normalize:
             brain = (image != 0).any(1, keepdim=True).to(maps.dtype)
             dims = tuple(range(2, maps.ndim))
             size = (maps.detach().abs() * brain).sum(dims, keepdim=True) / brain.sum(dims, keepdim=True).clamp(min=1)
-            maps = maps / size.clamp(min=1e-12)
-        columns = class_columns(class_idx, len(maps))
-        check_classes(columns, self.num_classes)
-        scale, offset = (p[columns].reshape(*columns.shape, *ones).to(maps.dtype) for p in (self.scale, self.offset))
-        return scale * maps + offset
+            gain = gain / size.clamp(min=1e-12)
+        logits: Tensor = self.gain(gain) * maps + offset
+        return logits
