@@ -167,14 +167,15 @@ def propagate(
             if relevance is None or step.rule is None:
                 continue
             call = _call(graph, step, network, values, rules, recompute)
+            shares: Tensor | tuple[Tensor, ...]
             if step.folded:
                 shares = relevance
             elif checkpointing and torch.is_grad_enabled():
                 shares = checkpoint(step.rule, call, relevance, use_reentrant=False)
             else:
                 shares = step.rule(call, relevance)
-            shares = (shares,) if isinstance(shares, Tensor) else shares
-            for index, share in zip(_active(graph, step), shares, strict=True):
+            parts = (shares,) if isinstance(shares, Tensor) else shares
+            for index, share in zip(_active(graph, step), parts, strict=True):
                 pending[index] = pending[index] + share if index in pending else share
     if 0 not in pending:
         raise ValueError("the logits do not depend on the image")

@@ -155,7 +155,8 @@ def _packed(y: Tensor, weight: Tensor, padding: Sequence[int], dilation: tuple[i
     strides = (1,) * (len(padding) - 1) + (several,)
     y = F.pad(y, (edge, edge + steps * several - n))
     out = _CONV[len(padding) - 1](y, shifted, None, strides, (*padding[:-1], 0), dilation)
-    return out.unflatten(1, (several, -1)).movedim(1, -1).flatten(-2)[..., :n]
+    whole: Tensor = out.unflatten(1, (several, -1)).movedim(1, -1).flatten(-2)
+    return whole[..., :n]
 
 
 def linear_map(module: nn.Module, name: str) -> LinearMap:
