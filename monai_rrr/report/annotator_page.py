@@ -61,7 +61,7 @@ ANNOTATOR_PAGE = document(
 <p class="lead">{{ lead }}</p>
 <p class="notice"><strong>For research only.</strong> Not a medical device; not for diagnosis or treatment.</p>
 </header>
-{{ section }}
+{{ section | safe }}
 """
 )
 """Template; ``section`` is markup that was rendered already."""

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from monai_rrr.data.class_map import CLASSES
@@ -60,7 +59,7 @@ def write_annotators(
     content = {
         "title": title,
         "lead": f"{len(cards)} annotators, up to {cases} cases each, compared with their consensus.",
-        "section": Markup(section),
+        "section": section,
     }
     html = Environment(autoescape=True, trim_blocks=True).from_string(ANNOTATOR_PAGE).render(content)
     record = {"intended_use": INTENDED_USE, "note": _NOTE, "annotators": [card.record() for card in cards]}
