@@ -39,8 +39,8 @@ class LoadAnnotationsd(Transform):
     ``R``: who drew the case) and, when weights are given, ``annotator_weight`` (float32, ``R``). Nothing is drawn, so
     MONAI's ``CacheDataset`` and ``PersistentDataset`` keep the result.
 
-    The image is what :class:`~monai_rrr.data.LoadBrainBoxd` gives, or ``monai_rrr.transforms.WholeVolumed`` after it, or
-    a ``MetaTensor`` such as MONAI's ``LoadImaged`` gives; ``annotations`` is then a ``MetaTensor`` too, which spatial
+    The image is what :class:`~monai_rrr.data.LoadBrainBoxd` gives, or our ``WholeVolumed`` after it, or a
+    ``MetaTensor`` such as MONAI's ``LoadImaged`` gives; ``annotations`` is then a ``MetaTensor`` too, which spatial
     transforms of MONAI move along (nearest voxel).
 
     Args:
