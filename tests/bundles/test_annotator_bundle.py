@@ -177,7 +177,7 @@ def test_two_processes_end_with_one_network(team: Path, make_runner: Callable[..
     runner = make_runner(NAME)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     data = {"dataset_dir": team, "device": "cpu", "dist_backend": "gloo"}
-    runner.run("train.yaml", "multi_gpu_train.yaml", launcher=launcher, **data, **{**NETWORK, **SHORT})
+    runner.run("train.yaml", "multi_gpu_train.yaml", launcher=launcher, **data, **{**NETWORK, **SHORT, "epochs": 6})
     record = record_of(runner.root)
     assert (record["processes"], record["iterations_per_epoch"]) == (2, 2)
     assert [path.name for path in (runner.root / "models").glob("*.pt")] == ["model.pt"]
