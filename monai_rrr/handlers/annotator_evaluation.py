@@ -102,7 +102,7 @@ class AnnotatorEvaluation:
         spacing = [float(size) for size in classes.affine[:3, :3].square().sum(0).sqrt()]
         milliliter = spacing[0] * spacing[1] * spacing[2] / 1000
         box: tuple[Any, ...] = (..., *_bounding_box((plain > 0).any(0) | (drawn > 0).any(0)))
-        found, truth = class_regions(plain[(..., *box)]), class_regions(drawn[(..., *box)])
+        found, truth = class_regions(plain[box]), class_regions(drawn[box])
         scores = AnnotatorScores(self.annotators)
         scores(found[None, 1:], truth[None, :-1], consensus=found[None, 0], annotated=annotated[None, :-1])
         size = [masks.flatten(2).sum(2) * milliliter for masks in (truth, found)]
