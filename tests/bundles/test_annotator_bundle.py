@@ -35,6 +35,7 @@ from monai_rrr.utils.files import sha256
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 NAME = "brats_mri_annotator_tendency"
+BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / NAME
 ANNOTATORS = [f"a{number}" for number in range(1, 7)]
 TERMS = {"segmentation", "consensus", "mixture", "tie", "contrast", "distance", "diversity", "parsimony"}
 NETWORK = {"channels": [4, 8], "features": 8, "width": 16, "slots": 2, "shared_slots": 2, "queue": 1024}
@@ -138,14 +139,12 @@ def test_sparse_annotators_and_expectation_maximization(
 
 
 def test_stopped_and_resumed_training_is_the_uninterrupted_one(team: Path, tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parents[2] / "bundles" / NAME
-
     def workflow(folder: str, **options: Any) -> ConfigWorkflow:
         made = ConfigWorkflow(
-            config_file=str(root / "configs" / "train.yaml"),
+            config_file=str(BUNDLE / "configs" / "train.yaml"),
             workflow_type="train",
             logging_file=False,
-            bundle_root=str(root),
+            bundle_root=str(BUNDLE),
             dataset_dir=str(team),
             output_dir=str(tmp_path / folder),
             ckpt_dir=str(tmp_path / folder / "models"),
@@ -183,7 +182,7 @@ def test_two_processes_end_with_one_network(team: Path, make_runner: Callable[..
     assert [path.name for path in (runner.root / "models").glob("*.pt")] == ["model.pt"]
 
 
-def test_truth_never_reaches_training(trained: Any, team: Path, tmp_path: Path) -> None:
+def test_truth_never_reaches_training(team: Path, tmp_path: Path) -> None:
     """The section that trains names no label, and one that is put there is not read."""
     shutil.copytree(team / "masks", tmp_path / "masks")
     content = json.loads((team / "datalist.json").read_text())
@@ -193,7 +192,7 @@ def test_truth_never_reaches_training(trained: Any, team: Path, tmp_path: Path) 
         entry.pop("label", None)
     content["training"][0]["label"] = "not/there.nii.gz"
     (tmp_path / "datalist.json").write_text(json.dumps(content))
-    files = [str(trained.root / "configs" / "train.yaml")]
+    files = [str(BUNDLE / "configs" / "train.yaml")]
     parser = ConfigWorkflow(files, workflow_type="train", logging_file=False, dataset_dir=str(tmp_path)).parser
     assert not any("label" in case for case in parser.get_parsed_content("cases"))
 
