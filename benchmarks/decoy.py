@@ -300,20 +300,20 @@ def table(options: Any) -> None:
     }
     atomic_write(options.result, (json.dumps(content, indent=1) + "\n").encode())
     atomic_write(options.result.with_suffix(".md"), markdown(content).encode())
+    swept = {name.partition("_weight_")[0] for name in content["methods"] if "_weight_" in name}
     points = [
-        ParetoPoint(*_swept(row["method"]), row["f1_random"], {"EPG": row["epg"][0], "IoU": row["iou"][0]})
-        for row in rows
-        if _swept(row["method"])[0]
+        ParetoPoint(name, _weight(config), row["f1_random"], {"EPG": row["epg"][0], "IoU": row["iou"][0]})
+        for row, config in ((row, content["methods"][row["method"]]) for row in rows)
+        if (name := row["method"].partition("_weight_")[0]) in swept
     ]
     if points:
         write_pareto_picture(points, options.result.with_suffix(".png"))
     print(markdown(content))
 
 
-def _swept(method: str) -> tuple[str, float]:
-    """Name and weight of a method of the sweep, such as ``energy_10_weight_0.3``; no name for others."""
-    name, _, weight = method.partition("_weight_")
-    return (name, float(weight)) if weight else ("", 0.0)
+def _weight(config: Mapping[str, Any]) -> float:
+    """Weight that a method's masks rise to."""
+    return float(config["weights"]["guide"]["end_value"])
 
 
 def markdown(content: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from monai_rrr.attribution.attributor import check_classes, class_columns, single_precision
 from monai_rrr.attribution.lrp_graph import NetworkGraph, Step, resolve
@@ -132,6 +133,7 @@ def propagate(
     rules: LRPRules,
     *,
     recompute: bool = False,
+    checkpointing: bool = False,
 ) -> Tensor:
     """Run relevance from the logits of some classes back to the image, all classes at once.
 
@@ -145,6 +147,7 @@ def propagate(
         rules: which rule goes where.
         recompute: compute the outputs of layers with weights again, because ``network`` is not the one that gave
             ``values``.
+        checkpointing: of a layer keep the relevance that reaches it only, and apply its rule again in ``backward``.
 
     Returns:
         ``BTMH[WD]``.
@@ -164,9 +167,15 @@ def propagate(
             if relevance is None or step.rule is None:
                 continue
             call = _call(graph, step, network, values, rules, recompute)
-            shares = relevance if step.folded else step.rule(call, relevance)
-            shares = (shares,) if isinstance(shares, Tensor) else shares
-            for index, share in zip(_active(graph, step), shares, strict=True):
+            shares: Tensor | tuple[Tensor, ...]
+            if step.folded:
+                shares = relevance
+            elif checkpointing and torch.is_grad_enabled():
+                shares = checkpoint(step.rule, call, relevance, use_reentrant=False)
+            else:
+                shares = step.rule(call, relevance)
+            parts = (shares,) if isinstance(shares, Tensor) else shares
+            for index, share in zip(_active(graph, step), parts, strict=True):
                 pending[index] = pending[index] + share if index in pending else share
     if 0 not in pending:
         raise ValueError("the logits do not depend on the image")

@@ -180,10 +180,13 @@ def sum_share(call: LayerCall, relevance: Tensor) -> tuple[Tensor, ...]:
         return a * ratio, b * ratio
     # where both are negative there is no positive part to share by; tiny decides only where both are 0
     tiny = torch.finfo(a.dtype).tiny
-    either = torch.maximum(a, b) > 0
-    first, second = (torch.where(either, value.clamp(min=0), value.abs() + tiny) for value in (a, b))
-    first = first / (first + second)
-    return relevance * first, relevance * (1 - first)
+    if call.nonnegative:
+        first, second = a + tiny, b + tiny
+    else:
+        either = torch.maximum(a, b) > 0
+        first, second = (torch.where(either, value.clamp(min=0), value.abs() + tiny) for value in (a, b))
+    share = relevance * stabilized_ratio(first, first + second, 0.0, positive=True)
+    return share, relevance - share
 
 
 def concatenated(call: LayerCall, relevance: Tensor) -> tuple[Tensor, ...]:

@@ -129,7 +129,7 @@ class ZPlus:
 
     def __call__(self, layer: WeightedLayer, relevance: Tensor) -> Tensor:
         """Return the relevance of the input."""
-        return _one_sign(layer, relevance, layer.weight.clamp(min=0), layer.weight.clamp(max=0), self.eps)
+        return _one_sign(layer, relevance, layer.weight.clamp(min=0), layer.weight.clamp(max=0), self.eps, True)
 
 
 @dataclass(frozen=True)
@@ -161,10 +161,10 @@ class AlphaBeta:
     def __call__(self, layer: WeightedLayer, relevance: Tensor) -> Tensor:
         """Return the relevance of the input."""
         positive, negative = layer.weight.clamp(min=0), layer.weight.clamp(max=0)
-        result = self.alpha * _one_sign(layer, relevance, positive, negative, self.eps)
+        result = self.alpha * _one_sign(layer, relevance, positive, negative, self.eps, True)
         if self.beta == 0:
             return result
-        return result - self.beta * _one_sign(layer, relevance, negative, positive, self.eps)
+        return result - self.beta * _one_sign(layer, relevance, negative, positive, self.eps, False)
 
 
 @dataclass(frozen=True)
@@ -266,11 +266,13 @@ def _signed_backward(layer: WeightedLayer, ratio: Tensor, agree: Tensor, against
     return positive + layer.x.clamp(max=0) * layer.backward(ratio, against)
 
 
-def _one_sign(layer: WeightedLayer, relevance: Tensor, agree: Tensor, against: Tensor, eps: float) -> Tensor:
-    ratio = stabilized_ratio(relevance, _signed_forward(layer, agree, against), eps)
+def _one_sign(
+    layer: WeightedLayer, relevance: Tensor, agree: Tensor, against: Tensor, eps: float, positive: bool
+) -> Tensor:
+    ratio = stabilized_ratio(relevance, _signed_forward(layer, agree, against), eps, positive=positive)
     return _signed_backward(layer, ratio, agree, against)
 
 
 def _constant_share(layer: WeightedLayer, relevance: Tensor, weight: Tensor, eps: float) -> Tensor:
-    total = layer.forward(torch.ones_like(layer.x[:1]), weight)
-    return layer.backward(stabilized_ratio(relevance, total, eps), weight)
+    total = layer.map.of_ones(layer.x, weight)
+    return layer.backward(stabilized_ratio(relevance, total, eps, positive=True), weight)

@@ -29,6 +29,7 @@ def top_one(posteriors: Tensor, truth: Tensor) -> float:
         truth: ``N``, index of the annotator.
 
     Example:
+        >>> import torch
         >>> top_one(torch.tensor([[0.7, 0.3], [0.6, 0.4]]), torch.tensor([0, 1]))
         0.5
     """
@@ -72,6 +73,7 @@ def set_accuracy(who: Tensor, annotations: Tensor, emitted: Tensor) -> SetAccura
         ValueError: When shapes don't match.
 
     Example:
+        >>> import torch
         >>> who = torch.tensor([[0.9, 0.9], [0.1, 0.1]])
         >>> set_accuracy(who, torch.tensor([[1, 0], [0, 1]]), torch.tensor([1, 1]))
         SetAccuracy(accuracy=0.5, chance=0.5, lift=1.0, voxels=2)

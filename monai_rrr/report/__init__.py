@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from .annotator_card import AnnotatorCard, annotator_cards
 from .audit_case import CaseAudit, Evidence, brain_mask, measure
 from .audit_files import evidence_of_files
 from .audit_network import NetworkUnderAudit
@@ -23,10 +24,13 @@ from .explanation_files import write_explanation
 from .load_network import load_network, load_weights
 from .pareto import ParetoPoint, pareto_figure, pareto_front, write_pareto_picture
 from .run_folder import Run, read_run
+from .tendency_files import write_tendency
 from .write import write_report
+from .write_annotators import annotator_section, write_annotators
 from .write_audit import write_audit
 
 __all__ = [
+    "AnnotatorCard",
     "CaseAudit",
     "CaseView",
     "Evidence",
@@ -34,6 +38,8 @@ __all__ = [
     "NetworkUnderAudit",
     "ParetoPoint",
     "Run",
+    "annotator_cards",
+    "annotator_section",
     "brain_mask",
     "case_figure",
     "evidence_of_files",
@@ -47,9 +53,11 @@ __all__ = [
     "pareto_front",
     "read_image",
     "read_run",
+    "write_annotators",
     "write_audit",
     "write_case_picture",
     "write_explanation",
     "write_pareto_picture",
     "write_report",
+    "write_tendency",
 ]

@@ -37,6 +37,7 @@ from monai_rrr.data.geometry import MAX_DISPLACEMENT, corner_displacement
 from monai_rrr.data.nifti import NiftiVolume, read_verified
 from monai_rrr.errors import DataError, InferenceError
 from monai_rrr.inferers.heatmap import explain_image
+from monai_rrr.report.image_grid import ImageGrid
 from monai_rrr.utils.nifti_file import header_geometry
 
 __all__ = ["Explanation", "explain_network", "mri_preprocessing", "read_image"]
@@ -180,13 +181,10 @@ def explain_network(
     case_id = image.meta.get("case_id")
     if not bool((image != 0).any()):
         raise DataError("image-empty", "expected an image with values other than 0, got none", case_id=case_id)
-    # a copy: transforms such as NormalizeIntensity may write into what they are given
-    source = MetaTensor(image.as_tensor().clone(), affine=image.affine.clone())
-    prepare = mri_preprocessing() if preprocessing is None else preprocessing
-    seen = prepare(source)
+    grid = ImageGrid.of(image, mri_preprocessing() if preprocessing is None else preprocessing)
     attribute = GradCAM(layer, relu=relu, score=score, reshape=reshape)
     classes = (class_idx,) if isinstance(class_idx, int) else class_idx
-    batch = seen.as_tensor()[None].to(device)
+    batch = grid.seen.as_tensor()[None].to(device)
     try:
         heatmap, explained, logits = explain_image(batch, network.to(device), attribute, classes)
     except InferenceError as error:
@@ -195,14 +193,8 @@ def explain_network(
         ) from error.__cause__
     if normalize is not None:
         heatmap = normalize(heatmap)
-    there = MetaTensor(heatmap[0].cpu(), affine=seen.affine, applied_operations=seen.applied_operations)
-    back = prepare.inverse(there)
-    if back.shape[1:] != image.shape[1:] or not torch.allclose(back.affine.double(), image.affine.double(), atol=1e-3):
-        raise ValueError(
-            f"the preprocessing can't be undone: expected shape {tuple(image.shape[1:])}, got {tuple(back.shape[1:])}"
-        )
     return Explanation(
-        heatmap=back.as_tensor().float().numpy(),
+        heatmap=grid.back(heatmap[0]),
         affine=np.asarray(image.affine, dtype=np.float64),
         class_idx=tuple(explained[0].tolist()),
         logits=logits[0].float().cpu().numpy(),

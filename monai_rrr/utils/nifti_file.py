@@ -58,11 +58,11 @@ def nifti_bytes(array: NDArray[Any], geometry: ArrayLike) -> bytes:
     of length 1, and writes in place, so that a full disk leaves half a file.
 
     Args:
-        array: ``XYZ``, uint8 or float32.
+        array: ``XYZ``, or ``XYZK`` with several values per voxel; uint8 or float32.
         geometry: of :func:`header_geometry` or :func:`affine_geometry`.
 
     Raises:
-        ValueError: When the array is not three-dimensional or the geometry has another length.
+        ValueError: When the array has neither three nor four axes, or the geometry has another length.
         TypeError: When the array holds other numbers.
 
     Example:
@@ -72,8 +72,10 @@ def nifti_bytes(array: NDArray[Any], geometry: ArrayLike) -> bytes:
         ((4, 5, 1), ('R', 'A', 'S'), 'mm')
     """
     numbers = np.asarray(geometry, dtype=np.float64).reshape(-1)
-    if array.ndim != 3 or len(numbers) != sum(_FIELDS.values()):
-        raise ValueError(f"expected XYZ and {sum(_FIELDS.values())} numbers, got {array.shape} and {len(numbers)}")
+    if array.ndim not in (3, 4) or len(numbers) != sum(_FIELDS.values()):
+        raise ValueError(
+            f"expected XYZ or XYZK and {sum(_FIELDS.values())} numbers, got {array.shape} and {len(numbers)}"
+        )
     if array.dtype not in (np.uint8, np.float32):
         raise TypeError(f"expected uint8 or float32, got {array.dtype}")
     header = nib.Nifti1Header()

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from monai_rrr.attribution.attributor import check_classes, class_columns
 from monai_rrr.attribution.lrp import propagate, read_relevance_graph
@@ -50,7 +49,8 @@ class TiedAutoencoder(nn.Module):
         tied: ``False`` decodes with a copy of the encoder's weights that trains apart, as the released code of the
             paper does: for comparison only.
         normalize: divide by ``r``; ``False`` leaves the scale to ``tau`` alone.
-        checkpointing: compute the relevance pass again in ``backward`` instead of keeping it in memory.
+        checkpointing: apply the relevance rule of each layer again in ``backward``, and keep only what flows between
+            layers in memory.
         output: what ``forward`` returns: ``"logits"`` for training, ``"segmentation"`` (logits) for inference.
 
     Shape:
@@ -135,14 +135,15 @@ class TiedAutoencoder(nn.Module):
                 for own, other in zip(self.decoder.buffers(), self.encoder.buffers(), strict=True):
                     own.copy_(other)
 
-        def decode(class_idx: Tensor) -> Tensor:
-            recompute = self.decoder is not None
-            return propagate(self.graph, decoder, values, class_idx, self.rules, recompute=recompute)
-
-        if self.checkpointing and torch.is_grad_enabled():
-            relevance: Tensor = checkpoint(decode, class_idx, use_reentrant=False)
-            return relevance
-        return decode(class_idx)
+        return propagate(
+            self.graph,
+            decoder,
+            values,
+            class_idx,
+            self.rules,
+            recompute=self.decoder is not None,
+            checkpointing=self.checkpointing,
+        )
 
     def _logits(self, relevance: Tensor, class_idx: Tensor, image: Tensor) -> Tensor:
         maps = relevance.sum(2)

@@ -1,0 +1,232 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""``why.json`` and its pictures: where prototypes come from, in words that blame nobody."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from monai.data import MetaTensor
+from torch import Tensor
+
+from monai_rrr.attribution.tendency_region import annotator_posterior
+from monai_rrr.inferers.tendency import TendencyMaps
+from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
+from monai_rrr.report.image_grid import ImageGrid
+from monai_rrr.report.tendency_case import RegionWhy, TrainingPatch, location
+from monai_rrr.report.tendency_picture import PatchView, patch_view, why_figure
+from monai_rrr.transforms.vote_share import vote_share
+from monai_rrr.utils.provenance import INTENDED_USE
+
+__all__ = ["NOTE", "TrainingCases", "why_picture", "why_record"]
+
+NOTE = (
+    "Annotators are pseudonyms. This says whose habit of outlining the result resembles, and which training patches "
+    "show the same habit. A habit is not an error and the consensus is not the truth. Judge regions: single voxels "
+    "can't be attributed."
+)
+
+
+class TrainingCases:
+    """The training cases that prototypes come from; only those that are asked for are read, each once.
+
+    Args:
+        cases: in the order in which the prototypes count them.
+        annotators: ids.
+        names: of the classes.
+    """
+
+    def __init__(self, cases: Sequence[Mapping[str, Any]], annotators: Sequence[str], names: Sequence[str]) -> None:
+        self.cases, self.annotators, self.names = cases, tuple(annotators), tuple(names)
+        self._read: dict[int, Mapping[str, Any]] = {}
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        """Return a case.
+
+        Raises:
+            ValueError: When it is not there, or has no image or no mask of every annotator.
+        """
+        if index not in self._read:
+            if index >= len(self.cases):
+                raise ValueError(f"a prototype comes from training case {index}, got {len(self.cases)} training cases")
+            case = self.cases[index]
+            shape = tuple(case["annotations"].shape)
+            if len(shape) != 4 or case["image"].shape[1:] != shape[1:]:
+                raise ValueError(
+                    f"training case {index}: expected image MDHW and annotations RDHW, got "
+                    f"{tuple(case['image'].shape)} and {shape}"
+                )
+            self._read[index] = case
+        return self._read[index]
+
+    def name(self, index: int) -> str:
+        """Id of a case."""
+        return str(self[index].get("case_id", index))
+
+    def drawn(self, patch: TrainingPatch) -> tuple[Tensor, Tensor]:
+        """Classes of the annotator and of the consensus, both ``DHW``.
+
+        Raises:
+            ValueError: When the mask does not hold what the prototype says was drawn there.
+        """
+        case = self[patch.case]
+        annotations = case["annotations"].cpu()
+        d, h, w = patch.voxel
+        drawn = annotations[patch.annotator, d, h, w] if patch.annotator < len(annotations) else None
+        if drawn is None or int(drawn) != patch.departure.label:
+            raise ValueError(
+                f"training case {self.name(patch.case)} does not show class {patch.departure.label} of annotator "
+                f"{self.annotators[patch.annotator]} at {patch.voxel}: expected the cases of the training, in its order"
+            )
+        consensus = case.get("consensus")
+        if consensus is None:
+            annotated = case.get("annotated", (annotations >= 0).flatten(1).any(1)).cpu()
+            consensus = vote_share(annotations[None].long(), annotated[None], len(self.names))[0]
+        return annotations[patch.annotator], consensus.cpu().argmax(0)
+
+    def entry(self, patch: TrainingPatch) -> dict[str, Any]:
+        """What ``why.json`` says about a patch."""
+        found: dict[str, Any] = {
+            "case": self.name(patch.case),
+            "annotator": self.annotators[patch.annotator],
+            "voxel": list(patch.voxel),
+            "cosine": round(patch.similarity, 4),
+            "deviation": patch.departure.kind,
+            "drawn": self.names[patch.departure.label],
+            "consensus": self.names[patch.departure.consensus],
+        }
+        mm = location(self[patch.case]["image"], patch.voxel)
+        return found if mm is None else found | {"mm": mm}
+
+
+def why_record(
+    network: AnnotatorTendencyNet,
+    case_id: str,
+    image: MetaTensor,
+    grid: ImageGrid,
+    maps: TendencyMaps,
+    why: Sequence[RegionWhy],
+    sources: TrainingCases,
+    threshold: float,
+) -> dict[str, Any]:
+    """Return the content of ``why.json``.
+
+    Places of the case are voxels of the image's file and mm (right, anterior, superior); those of training cases are
+    voxels of the grid that was trained on, and mm when the case says where it lies.
+
+    Args:
+        network: that made the maps.
+        case_id: of the case.
+        image: as it was read.
+        grid: how it was prepared.
+        maps: of the case.
+        why: regions.
+        sources: training cases.
+        threshold: of the disagreement.
+    """
+    disputed = maps.disagreement[0] > threshold
+    whole = annotator_posterior(maps.probability[0, 1:], maps.label[0], disputed, network.prior_weight[1:])[0]
+    seen = np.asarray(grid.seen.affine, dtype=np.float64)
+    to_file = np.linalg.inv(np.asarray(image.affine, dtype=np.float64)) @ seen
+    volume = abs(float(np.linalg.det(seen[:3, :3])))
+    regions = []
+    for one in why:
+        center = to_file[:3, :3] @ np.asarray(one.center) + to_file[:3, 3]
+        size = np.linalg.norm(seen[:3, :3], axis=0)
+        regions.append(
+            {
+                "region": one.found.region,
+                "volume_mm3": round(one.found.voxels * volume, 3),
+                "voxel": [round(float(x), 2) for x in center],
+                "mm": location(grid.seen, one.center),
+                "who": _shares(sources.annotators, one.found.posterior),
+                "most_like": sources.annotators[one.found.annotator],
+                "tendency": one.departure.kind,
+                "drawn": sources.names[one.departure.label],
+                "consensus": sources.names[one.departure.consensus],
+                "share": round(one.departure_share, 4),
+                "sentence": one.sentence(sources.annotators, sources.names),
+                "label": sources.names[one.found.label],
+                "label_without": sources.names[one.found.label_without],
+                "changed_share": round(one.changed_share, 4),
+                "counterfactual": one.counterfactual(sources.annotators, sources.names),
+                "rests_on_mm": [round(float((b - a) * s), 2) for (a, b), s in zip(one.box, size, strict=True)],
+                "prototypes": [
+                    sources.entry(patch) | {"nearest": [sources.entry(other) for other in others]}
+                    for patch, others in zip(one.patches, one.further, strict=True)
+                ],
+            }
+        )
+    return {
+        "intended_use": INTENDED_USE,
+        "note": NOTE,
+        "case": case_id,
+        "annotators": list(sources.annotators),
+        "classes": list(sources.names),
+        "rho": _shares(sources.annotators, network.rho.tolist()),
+        "who": _shares(sources.annotators, whole.tolist()),
+        "disagreement": {"threshold": threshold, "volume_ml": round(float(disputed.sum()) * volume / 1000, 4)},
+        "regions": regions,
+    }
+
+
+def why_picture(
+    one: RegionWhy,
+    case_id: str,
+    image: MetaTensor,
+    maps: TendencyMaps,
+    sources: TrainingCases,
+    modalities: Sequence[str],
+) -> Figure:
+    """Draw a region beside the training patches of its prototypes.
+
+    Args:
+        one: region.
+        case_id: of the case.
+        image: ``MDHW``, what the network saw.
+        maps: of the case.
+        sources: training cases.
+        modalities: names of the channels.
+    """
+    annotator, tissue = one.found.annotator, one.departure.kind == "class"
+
+    def outline(classes: Tensor) -> Tensor:
+        return classes == one.departure.label if tissue else classes > 0
+
+    name = sources.annotators[annotator]
+    own, consensus = maps.probability[0, 1 + annotator].argmax(0), maps.probability[0, 0].argmax(0)
+    title = f"this case, {case_id}\n{name} as predicted\nlike {name}: {100 * one.found.posterior[annotator]:.0f} %"
+    views = [patch_view(image, outline(own), outline(consensus), one.center, title, one.box)]
+    views += [_view(patch, sources, outline) for patch in one.patches]
+    sentences = (one.sentence(sources.annotators, sources.names), one.counterfactual(sources.annotators, sources.names))
+    text = "\n".join(textwrap.fill(sentence, 36 * max(len(views), 3)) for sentence in sentences)
+    if not one.patches:
+        text += "\nThere is no training patch that shows this habit."
+    return why_figure(views, modalities, text, sources.names[one.departure.label] if tissue else "all tissue")
+
+
+def _view(patch: TrainingPatch, sources: TrainingCases, outline: Any) -> PatchView:
+    own, consensus = sources.drawn(patch)
+    words = textwrap.fill(f"{sources.annotators[patch.annotator]} {patch.departure.words(sources.names)}", 34)
+    title = f"training case {sources.name(patch.case)}\n{words}\nsimilarity {patch.similarity:.2f}"
+    view = patch_view(sources[patch.case]["image"], outline(own), outline(consensus), patch.voxel, title)
+    # without a word, a missing outline looks like a defect of the picture
+    return view if view.own.any() else replace(view, title=f"{title}, no outline in this slice")
+
+
+def _shares(annotators: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    return {name: round(float(value), 4) for name, value in zip(annotators, values, strict=True)}
