@@ -84,6 +84,7 @@ SINGLE = {
         worker_init_fn
         """
     ),
+    "monai.data.utils": _words("no_collation"),
     "monai.handlers": _words("from_engine ignore_data stopping_fn_from_metric stopping_fn_from_loss"),
     "monai.engines": _words("default_prepare_batch default_metric_cmp_fn"),
     "torch": _words(

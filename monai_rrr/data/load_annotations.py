@@ -39,8 +39,9 @@ class LoadAnnotationsd(Transform):
     ``R``: who drew the case) and, when weights are given, ``annotator_weight`` (float32, ``R``). Nothing is drawn, so
     MONAI's ``CacheDataset`` and ``PersistentDataset`` keep the result.
 
-    The image is what :class:`~monai_rrr.data.LoadBrainBoxd` gives, or a ``MetaTensor`` such as MONAI's ``LoadImaged``
-    gives; ``annotations`` is then a ``MetaTensor`` too, which spatial transforms of MONAI move along (nearest voxel).
+    The image is what :class:`~monai_rrr.data.LoadBrainBoxd` gives, or our ``WholeVolumed`` after it, or a
+    ``MetaTensor`` such as MONAI's ``LoadImaged`` gives; ``annotations`` is then a ``MetaTensor`` too, which spatial
+    transforms of MONAI move along (nearest voxel).
 
     Args:
         annotators: all ids, in the order of ``R``; a case may have any of them.
@@ -85,8 +86,7 @@ class LoadAnnotationsd(Transform):
             raise DataError("annotator-unknown", message, case_id=case_id, field="annotations")
         image = data[self.image_key]
         shape = tuple(image.shape[1:])
-        # a brain box has its affine beside it, and its image has none that a default could name
-        affine = torch.as_tensor(data["affine"] if "affine" in data else image.affine, dtype=torch.float64)  # noqa: SIM401
+        affine = torch.as_tensor(_affine(data, image), dtype=torch.float64)
         masks: Tensor = torch.full((len(self.annotators), *shape), UNKNOWN, dtype=torch.int8)
         for index, name in enumerate(self.annotators):
             if entries.get(name) is not None:
@@ -113,3 +113,10 @@ class LoadAnnotationsd(Transform):
         resample = SpatialResample(mode="nearest", padding_mode="zeros")
         moved: Tensor = resample(source, dst_affine=affine, spatial_size=shape)[0].as_subclass(Tensor)
         return (moved.round() - 1).to(torch.int8)
+
+
+def _affine(data: Mapping[Hashable, Any], image: Any) -> Any:
+    """Where the image lies: brain boxes and whole volumes have it beside the image."""
+    if "affine" in data:
+        return data["affine"]
+    return data["geometry"]["affine"] if "geometry" in data else image.affine

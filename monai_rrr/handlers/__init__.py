@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from .annotator_evaluation import AnnotatorEvaluation, annotator_regions
 from .calibration import TagCalibrationHandler
 from .checkpoint import TrainingCheckpoint
 from .consensus import ConsensusEstimate, ConsensusUpdate, vote_consensus
@@ -25,6 +26,7 @@ from .terms import TermLogger, slice_scores, terms_of
 from .weights import WeightsExport, WeightsLoader
 
 __all__ = [
+    "AnnotatorEvaluation",
     "ConsensusEstimate",
     "ConsensusUpdate",
     "HeatmapEvaluation",
@@ -38,6 +40,7 @@ __all__ = [
     "TrainingCheckpoint",
     "WeightsExport",
     "WeightsLoader",
+    "annotator_regions",
     "slice_scores",
     "terms_of",
     "vote_consensus",

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from .annotator_probability import AnnotatorInferer
 from .heatmap import HeatmapInferer
 from .randomization import heatmap_similarity, randomization_check, randomized_copies
 from .slab import SlabHeatmapInferer
@@ -20,6 +21,7 @@ from .slab_relevance import SlabRelevanceInferer
 from .tendency import RegionTendency, TendencyMaps, explain_regions, tendency_maps, voxel_saliency_box
 
 __all__ = [
+    "AnnotatorInferer",
     "HeatmapInferer",
     "RegionTendency",
     "SlabHeatmapInferer",

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from .annotator_output import AnnotatorClassesd, SaveAnnotatorMasksd
 from .banded_consensus import BandedConsensus
 from .class_subset import RandomClassSubset
 from .evidence_mask import EvidenceMaskd
@@ -26,6 +27,7 @@ from .warp import RandomWarp, Warp
 from .whole_volume import WholeVolumed
 
 __all__ = [
+    "AnnotatorClassesd",
     "BandedConsensus",
     "EvidenceMaskd",
     "HeatmapToLabeld",
@@ -35,6 +37,7 @@ __all__ = [
     "RandSlabd",
     "RandomClassSubset",
     "RandomWarp",
+    "SaveAnnotatorMasksd",
     "SaveHeatmapsd",
     "Warp",
     "WholeVolumed",

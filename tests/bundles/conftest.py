@@ -120,6 +120,15 @@ def cohort(phantom_cohort: Path, make_cohort: Callable[[Path], Cohort]) -> Cohor
 
 
 @pytest.fixture(scope="session")
+def team(phantom_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return what six simulated annotators drew of the synthetic cases: four to train with, two to test."""
+    from monai_rrr.data import load_datalist, make_annotators
+
+    cases = load_datalist(phantom_cohort, with_labels=True)
+    return make_annotators(cases, "brats2018", tmp_path_factory.mktemp("annotators") / "team")
+
+
+@pytest.fixture(scope="session")
 def trained(cohort: Cohort, make_runner: Callable[..., Runner]) -> Runner:
     """Return a bundle that was trained for some steps on cases without masks."""
     runner = make_runner()

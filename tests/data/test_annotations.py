@@ -38,6 +38,7 @@ from monai_rrr.data import (
 from monai_rrr.data.annotations import annotator_groups
 from monai_rrr.data.class_map import from_classes, to_classes
 from monai_rrr.errors import DataError, DatasetError
+from monai_rrr.transforms import WholeVolumed
 from monai_rrr.utils.conventions import CONVENTIONS, get_convention
 
 BRATS = get_convention("brats2018")
@@ -211,6 +212,22 @@ def test_masks_lie_as_the_label_does_in_a_brain_box(spacing: float | None, annot
     np.testing.assert_array_equal(sample["annotations"][0].numpy(), expected)
     assert (sample["annotations"][1:] == -1).all()
     assert sample["annotated"].tolist() == [True, False, False]
+
+
+def test_masks_lie_in_a_whole_volume_as_in_the_world(annotated: Path, tmp_path: Path) -> None:
+    """Every voxel of the network's grid has the class of the file's voxel that is nearest to it."""
+    case = load_annotated(annotated)[0]
+    load = LoadBrainBoxd(BrainBoxCache(tmp_path / "cache"))
+    steps = [load, WholeVolumed((8, 8, 8), spacing=6.3, multiple=4), LoadAnnotationsd(["a1", "a2", "a3"], "brats2018")]
+    sample = Dataset([case], Compose(steps))[0]
+    found, image = sample["annotations"][0].numpy(), nib.load(case["annotations"]["a1"])
+    voxels = np.stack(np.indices(found.shape)).reshape(3, -1).T
+    place = nib.affines.apply_affine(np.linalg.inv(image.affine) @ sample["geometry"]["affine"], voxels)
+    inside = ((place > -0.49) & (place < np.array(image.shape) - 0.51)).all(1)
+    nearest = np.rint(place[inside]).astype(int)
+    expected = to_classes(np.asarray(image.dataobj), BRATS)[tuple(nearest.T)]
+    assert (expected > 0).sum() > 20
+    np.testing.assert_array_equal(found.reshape(-1)[inside], expected)
 
 
 def test_what_a_network_was_not_built_for_is_refused(annotated: Path) -> None:

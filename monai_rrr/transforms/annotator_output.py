@@ -1,0 +1,114 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""From probabilities of several annotators to their masks in the geometry of the input files."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Transform
+
+from monai_rrr.transforms.regions import to_labels
+from monai_rrr.transforms.source_grid import to_source_grid
+from monai_rrr.utils.checks import check_heatmaps
+from monai_rrr.utils.conventions import LabelConvention, get_convention
+from monai_rrr.utils.files import safe_name
+from monai_rrr.utils.nifti_file import affine_geometry, nifti_bytes
+from monai_rrr.utils.provenance import Provenance, write_results
+
+__all__ = ["AnnotatorClassesd", "SaveAnnotatorMasksd"]
+
+
+class AnnotatorClassesd(Transform):
+    """Replace probabilities by the most likely class, on the voxels, axes and affine of the case's own files.
+
+    Probabilities are interpolated, not classes, so that contours are as smooth as the network made them.
+
+    Args:
+        key: probabilities, the consensus first; replaced.
+
+    Shape:
+        - before: ``1+R C XYZ`` on the grid of :class:`~monai_rrr.transforms.whole_volume.WholeVolumed`, whose
+          ``geometry`` and ``case_id`` are read.
+        - after: ``1+R X Y Z`` uint8 of the source file, a ``MetaTensor``: 0 background, 1 NCR, 2 ED, 3 ET.
+
+    Raises:
+        InferenceError: ``heatmap-not-finite``.
+    """
+
+    def __init__(self, key: str = "pred") -> None:
+        self.key = key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the data with the classes."""
+        case_id, geometry = str(data["case_id"]), data["geometry"]
+        probability = torch.as_tensor(data[self.key])
+        check_heatmaps(probability.flatten(0, 1), case_id=case_id)
+        classes = np.stack([to_source_grid(one, geometry).argmax(0).astype(np.uint8) for one in probability])
+        affine = torch.as_tensor(np.asarray(geometry["source_affine"], dtype=np.float64))
+        return {**data, self.key: MetaTensor(torch.from_numpy(classes), affine=affine)}
+
+
+class SaveAnnotatorMasksd(Transform):
+    """Write one label map for the consensus and one for every annotator.
+
+    ``<output_dir>/<case>/<case>_seg_consensus.nii.gz``, ``<case>_seg_<annotator>.nii.gz`` and, last,
+    ``<case>_provenance.json``; all of them or none. The same input gives the same bytes. Every reader places the voxels
+    as it places those of the input, by its codes and units.
+
+    Args:
+        output_dir: created when missing.
+        annotators: ids, in the order of the masks.
+        convention: label values to write.
+        key: classes, ``1+R X Y Z``, of :class:`AnnotatorClassesd`.
+        provenance: what to record beside the results.
+
+    Raises:
+        ValueError: When there is not one mask for the consensus and each annotator, or an annotator is called
+            ``consensus``.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        annotators: Sequence[str],
+        convention: str | LabelConvention,
+        key: str = "pred",
+        provenance: Provenance | None = None,
+    ) -> None:
+        if "consensus" in annotators:
+            raise ValueError("an annotator can't be called consensus, as the files of the consensus are")
+        self.output_dir, self.names = output_dir, ("consensus", *annotators)
+        self.convention, self.key = get_convention(convention), key
+        self.provenance = provenance or Provenance()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write the files and return the data."""
+        classes = data[self.key]
+        if len(classes) != len(self.names):
+            raise ValueError(f"expected a mask for each of {', '.join(self.names)}, got {len(classes)}")
+        header = data.get("source_header")
+        geometry = affine_geometry(classes.affine) if header is None else header
+        contents = {}
+        for name, one in zip(self.names, classes.as_tensor(), strict=True):
+            regions = torch.stack([one > 0, (one == 1) | (one == 3), one == 3])
+            label = to_labels(regions, self.convention)
+            contents[f"_seg_{name}.nii.gz"] = nifti_bytes(label.cpu().numpy(), geometry)
+        inputs = {name: digest for name, digest in data.get("source_sha256", {}).items() if digest}
+        stem = safe_name(str(data["case_id"]))
+        write_results(Path(self.output_dir) / stem, stem, contents, self.provenance, inputs)
+        return dict(data)

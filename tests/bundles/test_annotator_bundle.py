@@ -1,0 +1,203 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""The bundle of annotator tendency, as its users run it, with simulated annotators of a synthetic cohort."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
+
+from monai_rrr.utils.files import sha256
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
+
+NAME = "brats_mri_annotator_tendency"
+BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / NAME
+ANNOTATORS = [f"a{number}" for number in range(1, 7)]
+TERMS = {"segmentation", "consensus", "mixture", "tie", "contrast", "distance", "diversity", "parsimony"}
+NETWORK = {"channels": [4, 8], "features": 8, "width": 16, "slots": 2, "shared_slots": 2, "queue": 1024}
+SHORT = {"epochs": 5, "volumes_per_case": 2, "batch_size": 2, "voxels": 512, "val_interval": 5}
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def record_of(root: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((root / "eval" / "run.json").read_text())
+    return record
+
+
+@pytest.fixture(scope="module")
+def trained(team: Path, make_runner: Callable[..., Any]) -> Any:
+    """Return the bundle, trained for some steps in all stages."""
+    runner = make_runner(NAME)
+    runner.run("train.yaml", dataset_dir=team, **{**NETWORK, **SHORT})
+    return runner
+
+
+def test_training_goes_through_all_stages(trained: Any) -> None:
+    record = record_of(trained.root)
+    assert (record["status"], record["training_cases"], record["skipped_steps"]) == ("completed", 4, 0)
+    assert record["settings"]["annotators"] == ANNOTATORS
+    assert record["weights"]["0.0"]["mixture"] == 0 < record["weights"]["1.0"]["mixture"]
+    rows = rows_of(trained.root / "eval" / "training.csv")
+    assert {row["term"] for row in rows} == {"total", "signed_distance", *TERMS}
+    weights = torch.load(trained.root / "models" / "model.pt", weights_only=True)
+    gamma = torch.stack([value for name, value in weights.items() if name.endswith("gamma")])
+    assert len(gamma) == 6
+    assert gamma.abs().min() > 0, "the kernels were trained"
+    assert weights["shared_bank.frozen"].any()
+    source = weights["shared_bank.source"][weights["shared_bank.frozen"]]
+    assert set(source[..., 0].flatten().tolist()) <= {-1, 0, 1, 2, 3}, "prototypes are patches of training cases"
+    assert source[..., 0].max() >= 0
+
+
+def test_evaluation_scores_annotators_and_consensus(trained: Any, team: Path, tmp_path: Path) -> None:
+    trained.run("train.yaml", "evaluate.yaml", dataset_dir=team, output_dir=tmp_path, flips=[0], **NETWORK)
+    rows = rows_of(tmp_path / "metrics.csv")
+    assert len({row["case_id"] for row in rows}) == 2
+    assert {row["annotator"] for row in rows} == {*ANNOTATORS, "consensus", "all"}
+    assert len(rows) == 2 * 8 * 3
+    for row in rows:
+        scored = {key for key in ("dice", "gain", "ged", "truth_ml") if row[key]}
+        alone = {"consensus": {"dice", "truth_ml"}, "all": {"ged"}}
+        assert scored == alone.get(row["annotator"], {"dice", "gain", "truth_ml"})
+        assert 0 <= float(row["dice"] or 0) <= 1
+        assert -1 <= float(row["gain"] or 0) <= 1
+        assert 0 <= float(row["ged"] or 0) <= 2
+    record = json.loads((tmp_path / "metrics_provenance.json").read_text())
+    assert record["weights_sha256"] == sha256(trained.root / "models" / "model.pt")
+    assert len(list(tmp_path.glob("cases/*/*_seg_a3.nii.gz"))) == 2
+
+
+def test_inference_writes_a_mask_for_everyone(trained: Any, cohort: Any, tmp_path: Path) -> None:
+    trained.run("inference.yaml", dataset_dir=cohort.blind, output_dir=tmp_path, **NETWORK)
+    folders = sorted((tmp_path / "cases").iterdir())
+    assert len(folders) == 6
+    for folder in folders:
+        case = folder.name
+        written = {f"{case}_seg_{name}.nii.gz" for name in ("consensus", *ANNOTATORS)}
+        assert {path.name for path in folder.iterdir()} == written | {f"{case}_provenance.json"}
+        record = json.loads((folder / f"{case}_provenance.json").read_text())
+        assert {name: sha256(folder / name) for name in written} == record["outputs"]
+        assert record["weights_sha256"] == sha256(trained.root / "models" / "model.pt")
+        assert record["settings"]["annotators"] == ANNOTATORS
+        like = nib.load(cohort.blind / case / f"{case}_t2.nii.gz")
+        for name in written:
+            image = nib.load(folder / name)
+            assert image.shape == like.shape
+            np.testing.assert_allclose(image.affine, like.affine, atol=1e-3)
+            assert image.get_data_dtype() == np.uint8
+            assert set(np.unique(image.get_fdata())) <= {0, 1, 2, 4}
+
+
+def test_sparse_annotators_and_expectation_maximization(
+    team: Path, make_runner: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Not everybody draws every case; the consensus is estimated again."""
+    content = json.loads((team / "datalist.json").read_text())
+    for index, entry in enumerate(content["training"]):
+        entry["annotations"][f"a{index + 1}"] = None
+    for entry in [entry for section in content.values() for entry in section]:
+        for group in ("modalities", "annotations"):
+            entry[group] = {name: path and str(team / path) for name, path in entry[group].items()}
+        if "label" in entry:
+            entry["label"] = str(team / entry["label"])
+    (tmp_path / "sparse.json").write_text(json.dumps(content))
+    runner = make_runner(NAME)
+    files = {"dataset_dir": tmp_path, "datalist": tmp_path / "sparse.json"}
+    options = {**NETWORK, **SHORT, "epochs": 3, "em_every": 1, "val_interval": 3}
+    runner.train_here("expectation_maximization.yaml", **files, **options)
+    weights = torch.load(runner.root / "models" / "model.pt", weights_only=True)
+    assert weights["rho"].sum() == pytest.approx(1)
+    assert weights["rho"].unique().numel() > 1, "reliabilities were estimated"
+
+
+def test_stopped_and_resumed_training_is_the_uninterrupted_one(team: Path, tmp_path: Path) -> None:
+    def workflow(folder: str, **options: Any) -> ConfigWorkflow:
+        made = ConfigWorkflow(
+            config_file=str(BUNDLE / "configs" / "train.yaml"),
+            workflow_type="train",
+            logging_file=False,
+            bundle_root=str(BUNDLE),
+            dataset_dir=str(team),
+            output_dir=str(tmp_path / folder),
+            ckpt_dir=str(tmp_path / folder / "models"),
+            cache_dir=str(tmp_path / "cache"),
+            device="cpu",
+            **{"spacing": 6.0, "roi_size": [32, 32, 8], **NETWORK, **SHORT, **options},
+        )
+        made.initialize()
+        return made
+
+    whole = workflow("whole")
+    whole.run()
+    whole.finalize()
+    first = workflow("run")
+    trainer = first.parser.get_parsed_content("train#trainer")
+    middle = trainer.state.epoch_length * 2 + trainer.state.epoch_length // 2
+    trainer.add_event_handler(Events.ITERATION_STARTED(once=middle), lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit, match="143"):
+        first.run()
+    first.finalize()
+    second = workflow("run", resume=True)
+    second.run()
+    second.finalize()
+    for name in ("models/model.pt", "training.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_two_processes_end_with_one_network(team: Path, make_runner: Callable[..., Any]) -> None:
+    runner = make_runner(NAME)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    data = {"dataset_dir": team, "device": "cpu", "dist_backend": "gloo"}
+    runner.run("train.yaml", "multi_gpu_train.yaml", launcher=launcher, **data, **{**NETWORK, **SHORT, "epochs": 6})
+    record = record_of(runner.root)
+    assert (record["processes"], record["iterations_per_epoch"]) == (2, 2)
+    assert [path.name for path in (runner.root / "models").glob("*.pt")] == ["model.pt"]
+
+
+def test_truth_never_reaches_training(team: Path, tmp_path: Path) -> None:
+    """The section that trains names no label, and one that is put there is not read."""
+    shutil.copytree(team / "masks", tmp_path / "masks")
+    content = json.loads((team / "datalist.json").read_text())
+    assert not any("label" in entry for entry in content["training"])
+    for entry in [entry for section in content.values() for entry in section]:
+        entry["modalities"] = {name: str((team / path).resolve()) for name, path in entry["modalities"].items()}
+        entry.pop("label", None)
+    content["training"][0]["label"] = "not/there.nii.gz"
+    (tmp_path / "datalist.json").write_text(json.dumps(content))
+    files = [str(BUNDLE / "configs" / "train.yaml")]
+    parser = ConfigWorkflow(files, workflow_type="train", logging_file=False, dataset_dir=str(tmp_path)).parser
+    assert not any("label" in case for case in parser.get_parsed_content("cases"))
+
+
+def test_network_fits_the_metadata(trained: Any) -> None:
+    files = {"net_id": "network_def", "meta_file": "configs/metadata.json", "config_file": "configs/inference.yaml"}
+    done = trained.call("verify_net_in_out", **files, n=2)
+    assert "verified with no error" in done.stdout + done.stderr
