@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from monai_rrr.attribution.classmap import ClassMap
 from monai_rrr.attribution.pooling import modality_shares
 from monai_rrr.attribution.trace import record
-from monai_rrr.inferers.stitch import SlabStitcher
+from monai_rrr.inferers.stitch import SlabStitcher, slab_inputs
 from monai_rrr.utils.checks import check_heatmaps
 from monai_rrr.utils.enums import MODALITIES
 
@@ -85,12 +85,7 @@ class SlabHeatmapInferer(Inferer):
         Keywords: ``present`` (``B M``), default: modalities that are not 0 everywhere; ``case_id`` (``B`` names), for
         errors.
         """
-        image = torch.as_tensor(inputs)
-        if hasattr(inputs, "as_tensor"):
-            image = inputs.as_tensor()
-        present = kwargs.get("present")
-        available = (image != 0).flatten(2).any(2) if present is None else present.to(image.device)
-        cases = kwargs.get("case_id") or [None] * len(image)
+        image, available, cases = slab_inputs(inputs, kwargs)
         mean = self.stitch(image, network, available, self._maps, None if len(cases) > 1 else cases[0])
         every: Tensor = mean.unflatten(1, (1 + image.shape[1], -1))
         if not torch.isfinite(every).all():

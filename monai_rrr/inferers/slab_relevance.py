@@ -21,7 +21,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from monai_rrr.attribution.trace import record
-from monai_rrr.inferers.stitch import SlabStitcher
+from monai_rrr.inferers.stitch import SlabStitcher, slab_inputs
 from monai_rrr.utils.checks import check_heatmaps
 
 __all__ = ["SlabRelevanceInferer"]
@@ -82,12 +82,7 @@ class SlabRelevanceInferer(Inferer):
         Keywords: ``present`` (``B M``), default: modalities that are not 0 everywhere; ``case_id`` (``B`` names), for
         errors.
         """
-        image = torch.as_tensor(inputs)
-        if hasattr(inputs, "as_tensor"):
-            image = inputs.as_tensor()
-        present = kwargs.get("present")
-        available = (image != 0).flatten(2).any(2) if present is None else present.to(image.device)
-        cases = kwargs.get("case_id") or [None] * len(image)
+        image, available, cases = slab_inputs(inputs, kwargs)
         stitched = self.stitch(image, network, available, self._maps, None if len(cases) > 1 else cases[0])
         groups = 2 + image.shape[1] * (self.details and self.per_modality)
         scores, logits, *relevance = stitched.chunk(groups, 1)

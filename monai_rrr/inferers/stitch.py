@@ -14,8 +14,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import torch
 from monai.inferers import SlidingWindowInferer
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from monai_rrr.attribution.exclusive import evaluating
 from monai_rrr.inferers.memory import is_out_of_memory, out_of_memory
 
-__all__ = ["SlabStitcher"]
+__all__ = ["SlabStitcher", "slab_inputs"]
 
 
 class SlabStitcher:
@@ -112,3 +113,16 @@ class SlabStitcher:
         for row in range(len(image)):
             parts.append(windows(image[row : row + 1].flip(dims), predict))
         return torch.cat([torch.as_tensor(p) for p in parts]).flip(dims)
+
+
+def slab_inputs(inputs: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor, Sequence[str | None]]:
+    """What an inferer is called with: image ``BMHWD`` without metadata, present modalities ``BM``, and case ids.
+
+    Args:
+        inputs: image, perhaps with metadata.
+        options: ``present``, default: modalities that are not 0 everywhere; ``case_id``, default: unknown.
+    """
+    image = inputs.as_tensor() if hasattr(inputs, "as_tensor") else torch.as_tensor(inputs)
+    present = options.get("present")
+    available = (image != 0).flatten(2).any(2) if present is None else present.to(image.device)
+    return image, available, options.get("case_id") or [None] * len(image)
