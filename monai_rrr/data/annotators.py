@@ -17,8 +17,6 @@ import gzip
 import hashlib
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -46,7 +44,7 @@ from monai_rrr.data.geometry import MAX_DISPLACEMENT, corner_displacement
 from monai_rrr.data.nifti import NiftiVolume, locate, read_verified
 from monai_rrr.errors import DataError, DatasetError
 from monai_rrr.utils.conventions import LabelConvention, get_convention, round_labels
-from monai_rrr.utils.files import atomic_write, safe_name
+from monai_rrr.utils.files import atomic_write, safe_name, whole_folder
 from monai_rrr.utils.nifti_file import header_geometry, nifti_bytes
 
 __all__ = ["ANNOTATORS_VERSION", "make_annotators", "read_annotators", "replay_annotators"]
@@ -170,8 +168,7 @@ def _build(
     out = Path(os.path.abspath(out.expanduser()))
     _check_out(out, cases)
     listed = {str(case["case_id"]): case for case in cases}
-    work = out.parent / f".tmp_{uuid.uuid4().hex}"
-    try:
+    with whole_folder(out) as work:
         done, datalist = [], {name: [] for name in (TRAINING, ADAPTATION, TEST)}  # type: ignore[var-annotated]
         for number, entry in enumerate(entries):
             case, plan = listed[entry["case_id"]], CasePlan(entry["section"], entry["site"], list(entry["annotators"]))
@@ -190,12 +187,6 @@ def _build(
         filled = {name: listing for name, listing in datalist.items() if listing}
         for name, content in ((_DATALIST, filled), (_MANIFEST, manifest)):
             atomic_write(work / name, (json.dumps(content, indent=1) + "\n").encode())
-        if out.exists():
-            out.rmdir()
-        os.replace(work, out)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     return out
 
 

@@ -16,8 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +30,7 @@ from monai_rrr.data.decoy_plan import TEST_SETS, TRAINING, DecoySettings, patien
 from monai_rrr.data.tags import Tags, write_tags
 from monai_rrr.errors import DataError, DatasetError
 from monai_rrr.utils.enums import MODALITIES
-from monai_rrr.utils.files import atomic_write, safe_name
+from monai_rrr.utils.files import atomic_write, safe_name, whole_folder
 
 __all__ = ["DECOY_VERSION", "load_decoy", "make_decoy", "replay_decoy"]
 
@@ -166,8 +164,7 @@ def _build(
     out = Path(os.path.abspath(out.expanduser()))
     _check_out(out, cases)
     listed = {str(case["case_id"]): case for case in cases}
-    work = out.parent / f".tmp_{uuid.uuid4().hex}"
-    try:
+    with whole_folder(out) as work:
         done: list[dict[str, Any]] = []
         datalist: dict[str, list[dict[str, Any]]] = {name: [] for name in (TRAINING, *TEST_SETS)}
         for number, entry in enumerate(entries):
@@ -181,12 +178,6 @@ def _build(
         manifest = {"version": DECOY_VERSION, "settings": settings.as_dict(), "cases": done}
         for name, content in ((_DATALIST, datalist), (_MANIFEST, manifest)):
             atomic_write(work / name, (json.dumps(content, indent=1) + "\n").encode())
-        if out.exists():
-            out.rmdir()
-        os.replace(work, out)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     return out
 
 

@@ -16,16 +16,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
 from monai_rrr.errors import DataError
 
-__all__ = ["atomic_write", "contained", "safe_name", "sha256"]
+__all__ = ["atomic_write", "contained", "safe_name", "sha256", "whole_folder"]
 
 MAX_NAME = 160
 _RESERVED = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
@@ -70,6 +71,24 @@ def atomic_write(path: str | Path, content: bytes | Callable[[BinaryIO], object]
         raise
     _sync_folder(path.parent)
     return digest
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder beside ``out`` that becomes ``out`` when all went well, and is deleted otherwise.
+
+    Args:
+        out: absolute; absent, or an empty folder.
+    """
+    work = out.parent / f".tmp_{uuid.uuid4().hex}"
+    try:
+        yield work
+        if out.exists():
+            out.rmdir()
+        os.replace(work, out)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
 
 
 def sha256(path: str | Path) -> str:
