@@ -14,11 +14,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,23 @@ def _private_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 @pytest.fixture(autouse=True)
 def _fixed_random_state() -> None:
     set_determinism(seed=0)
+
+
+@pytest.fixture
+def open_files() -> Callable[[Path], list[str]]:
+    """Return what lists the files below a folder that this process holds open; others come and go with the collector."""
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.exists():
+        pytest.skip("open files are listed in /proc")
+
+    def below(folder: Path) -> list[str]:
+        paths = []
+        for entry in descriptors.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                paths.append(os.readlink(entry))
+        return [path for path in paths if path.startswith(str(folder))]
+
+    return below
 
 
 @pytest.fixture(scope="session")

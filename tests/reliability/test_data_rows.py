@@ -530,18 +530,16 @@ def test_k3_notes_go_to_the_log(cohort: Any, caplog: pytest.LogCaptureFixture) -
     assert "[scope] case case_b, field t1" in caplog.text
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted in /proc")
-def test_m3_file_handles(cohort: Any, tmp_path: Path) -> None:
+def test_m3_file_handles(cohort: Any, tmp_path: Path, open_files: Callable[[Path], list[str]]) -> None:
     plain = tmp_path / "a.nii"
     plain.write_bytes(gzip.decompress(cohort.file("t1").read_bytes()))
     cases = load_datalist(cohort.root)
     cache = BrainBoxCache(tmp_path / "cache")
     cache.build(cases)
-    before = len(os.listdir("/proc/self/fd"))
     kept = [read_verified(path) for path in (plain, cohort.file("t1")) for _ in range(100)]
     boxes = [cache.get(cases[number % 3]) for number in range(200)]
     cohort.verify()
-    assert len(os.listdir("/proc/self/fd")) <= before + 2
+    assert open_files(tmp_path) == []
     assert len(kept) == len(boxes) == 200
 
 
