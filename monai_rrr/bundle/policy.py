@@ -49,7 +49,7 @@ AREAS = (
     *("ignite.engine", "ignite.handlers", "ignite.metrics"),
     *(f"monai_rrr.{name}" for name in ("attribution", "losses", "transforms", "metrics", "data", "networks")),
     *(f"monai_rrr.{name}" for name in ("objectives", "engines", "inferers", "handlers")),
-    *("monai_rrr.utils.lock", "monai_rrr.utils.provenance"),
+    *("monai_rrr.utils.lock", "monai_rrr.utils.provenance", "monai_rrr.report.save_tendency"),
 )
 FUNCTIONS = (
     *("monai.networks.nets", "monai.metrics", "torch.nn.functional", "torch.nn.init", "ignite.metrics"),

@@ -24,7 +24,8 @@ from .explanation_files import write_explanation
 from .load_network import load_network, load_weights
 from .pareto import ParetoPoint, pareto_figure, pareto_front, write_pareto_picture
 from .run_folder import Run, read_run
-from .tendency_files import write_tendency
+from .save_tendency import SaveTendencyd
+from .tendency_files import RegionChoice, write_tendency
 from .write import write_report
 from .write_annotators import annotator_section, write_annotators
 from .write_audit import write_audit
@@ -37,7 +38,9 @@ __all__ = [
     "Explanation",
     "NetworkUnderAudit",
     "ParetoPoint",
+    "RegionChoice",
     "Run",
+    "SaveTendencyd",
     "annotator_cards",
     "annotator_section",
     "brain_mask",

@@ -161,7 +161,7 @@ def explain_why(
     """Explain the largest regions in which annotators disagree, with the training patches behind them.
 
     Args:
-        network: that made the maps, with prototypes that are training patches.
+        network: that made the maps. Prototypes that are no training patches are not shown.
         image: ``1MDHW``, what the network saw.
         maps: of this image.
         threshold: of the disagreement.
@@ -171,12 +171,7 @@ def explain_why(
 
     Returns:
         the map of regions ``DHW``, 0 where none is, and one entry per region, largest first.
-
-    Raises:
-        ValueError: When no prototype is a training patch yet.
     """
-    if not bool((network.tendency_bank.source[..., 0] >= 0).any()):
-        raise ValueError("expected prototypes that are training patches, got none: PrototypeUpdate.push makes them")
     regions, found = explain_regions(network, maps, threshold=threshold, least=least, count=count)
     regions = torch.where(regions <= most, regions, 0)
     return regions, [_why(network, image, maps, regions == one.region, one) for one in found[:most]]
