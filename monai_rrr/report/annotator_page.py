@@ -18,7 +18,7 @@ from monai_rrr.report.page import document
 __all__ = ["ANNOTATOR_PAGE", "ANNOTATOR_SECTION"]
 
 ANNOTATOR_SECTION = """
-<h2 id="annotators">Habits of the annotators</h2>
+<h2 id="{{ anchor }}">{{ title }}</h2>
 <p>What each annotator tends to do compared with the consensus of all. Names are pseudonyms. A habit is not an error:
 the consensus is not the truth, and what most annotators share can't be seen here.</p>
 <figure><img src="{{ picture }}" alt="offset of the contour and volume of each annotator">

@@ -45,8 +45,9 @@ class SaveTendencyd(Transform):
         modalities: names of the channels.
         training_cases: see :func:`~monai_rrr.report.write_tendency`; items with a ``geometry`` lie where it says.
         regions: so many are explained at most, the largest ones; 0: none.
-        key: probabilities, ``1+R C XYZ`` on the grid of :class:`~monai_rrr.transforms.WholeVolumed`, the consensus first;
-            left as they are. ``image``, ``geometry`` and ``case_id`` of the sample are read, too.
+        key: probabilities, ``1+R C XYZ``, the consensus first, on the grid of
+            :class:`~monai_rrr.transforms.WholeVolumed`; left as they are. ``image``, ``geometry`` and ``case_id`` of
+            the sample are read, too.
         provenance: what to record beside the results.
 
     Raises:

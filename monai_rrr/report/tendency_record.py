@@ -220,7 +220,9 @@ def why_picture(
     if sources.cases is not None:
         views += [_view(patch, sources, outline) for patch in one.patches]
     sentences = (one.sentence(sources.annotators, sources.names), one.counterfactual(sources.annotators, sources.names))
-    text = "\n".join(textwrap.fill(sentence, 36 * max(len(views), 3)) for sentence in [*sentences, *_missing(one, sources)])
+    text = "\n".join(
+        textwrap.fill(sentence, 36 * max(len(views), 3)) for sentence in [*sentences, *_missing(one, sources)]
+    )
     return why_figure(views, modalities, text, sources.names[one.departure.label] if tissue else "all tissue")
 
 

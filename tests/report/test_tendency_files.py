@@ -91,7 +91,9 @@ class Toy:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        self.prepare = PrepareAnnotations(num_classes=classes, spacing=(SPACING,) * 3, regions=((1, 2), (1,)), voxels=64)
+        self.prepare = PrepareAnnotations(
+            num_classes=classes, spacing=(SPACING,) * 3, regions=((1, 2), (1,)), voxels=64
+        )
         plain = [{**case, "image": case["image"].as_tensor()} for case in self.cases]
         PrototypeUpdate(self.network, DataLoader(plain, batch_size=4), self.prepare).push()
         self.unseen = toy_case(100)
@@ -277,9 +279,7 @@ def test_last_step_of_a_bundle(tmp_path: Path) -> None:
     sample = sample_of(toy)
     image = sample["image"]
     image[:, 0] = 0  # air
-    cases = [
-        {**case, "image": case["image"].as_tensor(), "geometry": {**sample["geometry"]}} for case in toy.cases
-    ]
+    cases = [{**case, "image": case["image"].as_tensor(), "geometry": {**sample["geometry"]}} for case in toy.cases]
     probability = tendency_maps(toy.network, image[None]).probability[0]
     averaged = 0.9 * probability + 0.1 * probability.mean(0)
     result = saver(toy, tmp_path, training_cases=cases)({**sample, "pred": averaged})

@@ -40,6 +40,7 @@ def test_there_are_tutorials() -> None:
         "02_find_and_repair_a_shortcut",
         "03_fine_tune_without_labels",
         "04_classifier_to_segmenter",
+        "05_who_and_why",
     ]
 
 
