@@ -34,8 +34,8 @@ of it.</p>
 <h2 id="results">Does the network know each annotator?</h2>
 <p>{{ count }} cases that training never saw. <strong>Own version</strong>: Dice of the network's version for an
 annotator with what this annotator drew; 1 is best. <strong>Gain</strong>: by how much it is better than the consensus
-at that. A gain of 0 means that the name of the annotator tells the network nothing. Means over cases, with 95 % bootstrap
-intervals. WT: whole tumor, TC: tumor core, ET: enhancing tumor.</p>
+at that. A gain of 0 means that the name of the annotator tells the network nothing. Means over cases, with 95 %
+bootstrap intervals. WT: whole tumor, TC: tumor core, ET: enhancing tumor.</p>
 <figure><img src="{{ dice_picture }}" alt="Dice of every case, own version and consensus of each annotator"></figure>
 <div class="scroll"><table>
 <caption>Own version and gain.</caption>

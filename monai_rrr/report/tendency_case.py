@@ -32,6 +32,9 @@ from monai_rrr.inferers.tendency import (
 )
 from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
 
+STANDS_OUT = 1.5
+"""An annotator is named where the posterior is this many times that of the next one."""
+
 __all__ = ["Departure", "RegionWhy", "TrainingPatch", "class_names", "explain_why", "location"]
 
 Box = tuple[tuple[int, int], ...]
@@ -119,10 +122,18 @@ class RegionWhy:
     further: tuple[tuple[TrainingPatch, ...], ...]
     box: Box
 
+    @property
+    def stands_out(self) -> bool:
+        """Whether the result is clearly more like one annotator than like any other."""
+        best, *others = sorted(self.found.posterior, reverse=True)
+        return not others or best >= STANDS_OUT * others[0]
+
     def sentence(self, annotators: Sequence[str], names: Sequence[str]) -> str:
         """Say whose outlines the result is like, and what this annotator tends to do here."""
         name, likely = annotators[self.found.annotator], 100 * self.found.posterior[self.found.annotator]
         first = f"The result here is most like the outlines of {name} ({likely:.0f} %)"
+        if not self.stands_out:
+            first = f"No annotator stands out here; the result is slightly more like {name} ({likely:.0f} %)"
         if self.departure.kind == "none":
             return f"{first}, who tends to draw the same as the consensus here."
         word = {"more": "larger", "less": "smaller", "class": "another tissue"}[self.departure.kind]

@@ -27,7 +27,7 @@ from monai_rrr.attribution.tendency_region import annotator_posterior
 from monai_rrr.inferers.tendency import TendencyMaps
 from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
 from monai_rrr.report.image_grid import SourceGrid, VolumeGrid
-from monai_rrr.report.tendency_case import RegionWhy, TrainingPatch, location
+from monai_rrr.report.tendency_case import Box, Departure, RegionWhy, TrainingPatch, location
 from monai_rrr.report.tendency_picture import PatchView, patch_view, why_figure
 from monai_rrr.transforms.vote_share import vote_share
 from monai_rrr.utils.provenance import INTENDED_USE
@@ -39,6 +39,10 @@ NOTE = (
     "show the same habit. A habit is not an error and the consensus is not the truth. Judge regions: single voxels "
     "can't be attributed."
 )
+
+
+WEAK = 0.5
+"""A similarity below this is called weak."""
 
 
 class TrainingCases:
@@ -161,6 +165,7 @@ def why_record(
                 "mm": location(grid.seen, one.center),
                 "who": _shares(sources.annotators, one.found.posterior),
                 "most_like": sources.annotators[one.found.annotator],
+                "stands_out": one.stands_out,
                 "tendency": one.departure.kind,
                 "drawn": sources.names[one.departure.label],
                 "consensus": sources.names[one.departure.consensus],
@@ -208,22 +213,18 @@ def why_picture(
         sources: training cases.
         modalities: names of the channels.
     """
-    annotator, tissue = one.found.annotator, one.departure.kind == "class"
-
-    def outline(classes: Tensor) -> Tensor:
-        return classes == one.departure.label if tissue else classes > 0
-
+    annotator = one.found.annotator
     name = sources.annotators[annotator]
     own, consensus = maps.probability[0, 1 + annotator].argmax(0), maps.probability[0, 0].argmax(0)
-    title = f"this case, {case_id}\n{name} as predicted\nlike {name}: {100 * one.found.posterior[annotator]:.0f} %"
-    views = [patch_view(image, outline(own), outline(consensus), one.center, title, one.box)]
+    title = f"this case, {case_id}\n{name} as predicted, like {name}: {100 * one.found.posterior[annotator]:.0f} %"
+    views = [_outlined(image, own, consensus, one.center, title, one.departure, sources, one.box)]
     if sources.cases is not None:
-        views += [_view(patch, sources, outline) for patch in one.patches]
+        views += [_view(patch, sources) for patch in one.patches]
     sentences = (one.sentence(sources.annotators, sources.names), one.counterfactual(sources.annotators, sources.names))
     text = "\n".join(
         textwrap.fill(sentence, 36 * max(len(views), 3)) for sentence in [*sentences, *_missing(one, sources)]
     )
-    return why_figure(views, modalities, text, sources.names[one.departure.label] if tissue else "all tissue")
+    return why_figure(views, modalities, text)
 
 
 def _missing(one: RegionWhy, sources: TrainingCases) -> list[str]:
@@ -236,13 +237,32 @@ def _missing(one: RegionWhy, sources: TrainingCases) -> list[str]:
     return [f"The training cases are not at hand. The patches it is most like, by number of the case: {places}."]
 
 
-def _view(patch: TrainingPatch, sources: TrainingCases, outline: Any) -> PatchView:
+def _view(patch: TrainingPatch, sources: TrainingCases) -> PatchView:
     own, consensus = sources.drawn(patch)
     words = textwrap.fill(f"{sources.annotators[patch.annotator]} {patch.departure.words(sources.names)}", 34)
-    title = f"training case {sources.name(patch.case)}\n{words}\nsimilarity {patch.similarity:.2f}"
-    view = patch_view(sources[patch.case]["image"], outline(own), outline(consensus), patch.voxel, title)
+    weak = " (weak)" if patch.similarity < WEAK else ""
+    title = f"training case {sources.name(patch.case)}, similarity {patch.similarity:.2f}{weak}\n{words}"
+    image = sources[patch.case]["image"]
+    return _outlined(image, own, consensus, patch.voxel, title, patch.departure, sources)
+
+
+def _outlined(
+    image: MetaTensor,
+    own: Tensor,
+    consensus: Tensor,
+    voxel: Sequence[int],
+    title: str,
+    departure: Departure,
+    sources: TrainingCases,
+    box: Box | None = None,
+) -> PatchView:
+    """Outline what differs: one class where tissues are told apart otherwise, and all tissue elsewhere."""
+    one = departure.label if departure.kind == "class" else None
+    masks = [classes > 0 if one is None else classes == one for classes in (own, consensus)]
+    words = "all tissue" if one is None else sources.names[one]
+    view = patch_view(image, *masks, voxel, f"{title}\noutlined: {words}", box)
     # without a word, a missing outline looks like a defect of the picture
-    return view if view.own.any() else replace(view, title=f"{title}, no outline in this slice")
+    return view if view.own.any() else replace(view, title=f"{view.title}; none by the annotator here")
 
 
 def _shares(annotators: Sequence[str], values: Sequence[float]) -> dict[str, float]:
