@@ -39,6 +39,7 @@ distance of the contour from its own smoothed version.</p>
 <h3>{{ card.name }}</h3>
 <ul>{% for text in card.sentences %}<li>{{ text }}</li>{% endfor %}</ul>
 {% if card.left_out %}<p class="soft">{{ card.left_out }} cases that are drawn in part only are left out.</p>{% endif %}
+<div class="pair">
 {% if card.confusion %}<div class="scroll"><table>
 <caption>Where the consensus has the class of the row, {{ card.name }} draws (%); the first row is what is drawn outside
 of the consensus.</caption>
@@ -49,6 +50,7 @@ of the consensus.</caption>
 <thead><tr><th>Size (mm<sup>3</sup>)</th><th>Drawn</th><th>Lesions</th><th>Recall</th></tr></thead>
 <tbody>{% for row in card.recall %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody>
 </table></div>
+</div>
 </section>
 {% endfor %}
 """

@@ -25,7 +25,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from monai_rrr.data.class_map import CLASSES
-from monai_rrr.report.annotator_view import AnnotatorView
+from monai_rrr.report.annotator_view import VISIBLE_BITS, AnnotatorView
 from monai_rrr.report.case_picture import TITLES, TRUTH
 
 __all__ = ["annotator_figure"]
@@ -41,7 +41,8 @@ COLUMNS = 4
 def annotator_figure(view: AnnotatorView) -> Figure:
     """Draw the axial slice with most disagreement, in radiological view: the patient's right is on the left.
 
-    First row: FLAIR, T1 with contrast, whose habit the result is like, disagreement. Then a panel per annotator, the
+    First row: the consensus on FLAIR and on T1 with contrast, whose habit the result is like where annotators disagree
+    (no color: what all share), disagreement. Then a panel per annotator, the
     network's version for this annotator as colors. The dashed line is the consensus' whole tumor, the dotted one what
     the annotator really drew.
 
@@ -62,10 +63,12 @@ def annotator_figure(view: AnnotatorView) -> Figure:
         axis.set_title(f"consensus on {TITLES.get(name, name)}", fontsize=9)
     _image(axes[0, 2], view, flair)
     _who(axes[0, 2], view)
-    axes[0, 2].set_title("whose habit the result is like", fontsize=9)
+    axes[0, 2].set_title("whose habit, where they disagree", fontsize=9)
     _image(axes[0, 3], view, flair)
     plane = _plane(view, view.disagreement)
-    bits = axes[0, 3].imshow(np.ma.masked_less(plane, 0.05), cmap="inferno", vmin=0, vmax=1, **_layout(view))
+    bits = axes[0, 3].imshow(
+        np.ma.masked_less_equal(plane, VISIBLE_BITS), cmap="inferno", vmin=0, vmax=1, **_layout(view)
+    )
     axes[0, 3].set_title("disagreement (bits)", fontsize=9)
     figure.colorbar(bits, ax=axes[0, 3], shrink=0.7, pad=0.01)
     people = zip(view.annotators, view.versions, view.drawn, strict=True)
@@ -122,7 +125,7 @@ def _tissue(axis: Axes, view: AnnotatorView, classes: NDArray[Any]) -> None:
 def _who(axis: Axes, view: AnnotatorView) -> None:
     count = len(view.annotators)
     colors = ListedColormap([_color(index) for index in range(count)])
-    shown = np.ma.masked_less_equal(_plane(view, view.who), 0)
+    shown = np.ma.masked_less_equal(_plane(view, np.where(view.disputed, view.who, 0)), 0)
     axis.imshow(shown, cmap=colors, vmin=0.5, vmax=count + 0.5, alpha=0.8, **_layout(view))
     _line(axis, view, view.consensus > 0, TRUTH, "dashed")
 

@@ -33,6 +33,10 @@ from monai_rrr.utils.files import safe_name
 __all__ = ["AnnotatorView", "load_annotator_view"]
 
 
+VISIBLE_BITS = 0.1
+"""Disagreement from which on it is shown."""
+
+
 @dataclass(frozen=True)
 class AnnotatorView:
     """Arrays of one case, axes running right, anterior, superior; classes 0 background, 1 NCR, 2 ED, 3 ET.
@@ -60,9 +64,15 @@ class AnnotatorView:
     spacing: tuple[float, float, float]
 
     @property
+    def disputed(self) -> NDArray[np.bool_]:
+        """Where annotators disagree enough to be looked at; small values are everywhere in the brain."""
+        return np.asarray(self.disagreement > VISIBLE_BITS)
+
+    @property
     def depth(self) -> int:
-        """Axial slice with most disagreement."""
-        return int(self.disagreement.sum((0, 1)).argmax())
+        """Axial slice with most disagreement; without any, with most tumor of the consensus."""
+        area = self.disputed if self.disputed.any() else self.consensus > 0
+        return int(area.sum((0, 1)).argmax())
 
     @property
     def box(self) -> tuple[slice, slice]:

@@ -150,11 +150,15 @@ def _numbers(run: AnnotatorRun) -> dict[str, Any]:
     count = len(run.case_ids)
     rows = []
     for name in run.annotators:
-        pairs = [(run.mean("dice", name, region), run.mean("gain", name, region)) for region in REGIONS]
-        rows.append(
-            {"name": name, "cells": [cell for own, gain in pairs for cell in (_cell(own, ".2f"), _cell(gain, "+.3f"))]}
-        )
-    lines = [("consensus, Dice with the truth", "dice", CONSENSUS), ("energy distance (0 is best)", "ged", TOGETHER)]
+        cells = []
+        for region in REGIONS:
+            own = _cell(run.mean("dice", name, region), ".2f") | {"ends": ""}  # the picture shows the cases
+            cells += [own, _cell(run.mean("gain", name, region), "+.3f")]
+        rows.append({"name": name, "cells": cells})
+    lines = [
+        ("consensus, Dice with the truth", "dice", CONSENSUS),
+        ("distance of all versions from all masks (GED², 0 is best)", "ged", TOGETHER),
+    ]
     together = [
         {"name": title, "cells": [_cell(run.mean(score, row, region), ".3f") for region in REGIONS]}
         for title, score, row in lines
