@@ -109,5 +109,6 @@ def run_inference(
         for case in counted(cases, step):
             name = safe_name(str(case["case_id"]))
             shutil.copytree(written / name, folder / name, dirs_exist_ok=True)
-            pictures.append(write_case_picture(case, folder, convention))
+            page = folder / name / f"{name}_why.html"  # of a bundle that draws pictures itself
+            pictures.append(page if page.is_file() else write_case_picture(case, folder, convention))
     return pictures

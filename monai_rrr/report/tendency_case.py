@@ -32,10 +32,10 @@ from monai_rrr.inferers.tendency import (
 )
 from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
 
+__all__ = ["Departure", "RegionWhy", "TrainingPatch", "class_names", "explain_why", "location"]
+
 STANDS_OUT = 1.5
 """An annotator is named where the posterior is this many times that of the next one."""
-
-__all__ = ["Departure", "RegionWhy", "TrainingPatch", "class_names", "explain_why", "location"]
 
 Box = tuple[tuple[int, int], ...]
 
