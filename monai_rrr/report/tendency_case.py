@@ -34,6 +34,9 @@ from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
 
 __all__ = ["Departure", "RegionWhy", "TrainingPatch", "class_names", "explain_why", "location"]
 
+SELDOM = 0.1
+"""A departure in less of a region than this is no tendency there."""
+
 STANDS_OUT = 1.5
 """An annotator is named where the posterior is this many times that of the next one."""
 
@@ -136,8 +139,10 @@ class RegionWhy:
             first = f"No annotator stands out here; the result is slightly more like {name} ({likely:.0f} %)"
         if self.departure.kind == "none":
             return f"{first}, who tends to draw the same as the consensus here."
-        word = {"more": "larger", "less": "smaller", "class": "another tissue"}[self.departure.kind]
         detail = f"{self.departure.words(names)}, in {100 * self.departure_share:.0f} % of the region"
+        if self.departure_share < SELDOM:
+            return f"{first}, who mostly draws the same as the consensus here and {detail}."
+        word = {"more": "larger", "less": "smaller", "class": "another tissue"}[self.departure.kind]
         return f"{first}, who tends to draw {word} here: {detail}."
 
     def counterfactual(self, annotators: Sequence[str], names: Sequence[str]) -> str:

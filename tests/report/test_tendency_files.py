@@ -31,10 +31,10 @@ from torch.utils.data import DataLoader
 from monai_rrr.engines import PrepareAnnotations
 from monai_rrr.errors import DataError
 from monai_rrr.handlers import PrototypeUpdate
-from monai_rrr.inferers import tendency_maps
+from monai_rrr.inferers import RegionTendency, tendency_maps
 from monai_rrr.networks import AnnotatorTendencyNet
 from monai_rrr.report import RegionChoice, SaveTendencyd, write_tendency
-from monai_rrr.report.tendency_case import Departure
+from monai_rrr.report.tendency_case import Departure, RegionWhy
 
 SIDE, SPACING = 16, 2.0
 NAMES = ("background", "core", "edema")
@@ -333,6 +333,20 @@ def test_a_saver_needs_the_four_classes(toy: Toy, tmp_path: Path) -> None:
 )
 def test_words(departure: Departure, kind: str, words: str) -> None:
     assert (departure.kind, departure.words(NAMES)) == (kind, words)
+
+
+@pytest.mark.parametrize(
+    ("posterior", "share", "words"),
+    [
+        ((0.6, 0.4), 0.5, "most like the outlines of a (60 %), who tends to draw larger here: draws edema where"),
+        ((0.59, 0.41), 0.5, "No annotator stands out here; the result is slightly more like a (59 %), who tends to"),
+        ((0.9, 0.1), 0.05, "who mostly draws the same as the consensus here and draws edema where"),
+    ],
+)
+def test_sentences_claim_no_more_than_there_is(posterior: tuple[float, ...], share: float, words: str) -> None:
+    found = RegionTendency(1, 8, posterior, 0, (), 2, 0)
+    one = RegionWhy(found, (0, 0, 0), Departure(2, 0), share, 0.5, (), (), ((0, 1),) * 3)
+    assert words in one.sentence(("a", "b"), NAMES)
 
 
 def test_exception(toy: Toy, tmp_path: Path) -> None:
