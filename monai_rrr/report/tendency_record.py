@@ -241,7 +241,7 @@ def _view(patch: TrainingPatch, sources: TrainingCases) -> PatchView:
     own, consensus = sources.drawn(patch)
     words = textwrap.fill(f"{sources.annotators[patch.annotator]} {patch.departure.words(sources.names)}", 34)
     weak = " (weak)" if patch.similarity < WEAK else ""
-    title = f"training case {sources.name(patch.case)}, similarity {patch.similarity:.2f}{weak}\n{words}"
+    title = f"training case {sources.name(patch.case)}\nsimilarity {patch.similarity:.2f}{weak}\n{words}"
     image = sources[patch.case]["image"]
     return _outlined(image, own, consensus, patch.voxel, title, patch.departure, sources)
 
