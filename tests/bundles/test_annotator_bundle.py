@@ -14,11 +14,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +24,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
 from monai_rrr.utils.files import sha256
@@ -42,16 +38,6 @@ NETWORK = {"channels": [4, 8], "features": 8, "width": 16, "slots": 2, "shared_s
 SHORT = {"epochs": 5, "volumes_per_case": 2, "batch_size": 2, "voxels": 512, "val_interval": 5}
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def record_of(root: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((root / "eval" / "run.json").read_text())
-    return record
-
-
 @pytest.fixture(scope="module")
 def trained(team: Path, make_runner: Callable[..., Any]) -> Any:
     """Return the bundle, trained for some steps in all stages."""
@@ -61,12 +47,11 @@ def trained(team: Path, make_runner: Callable[..., Any]) -> Any:
 
 
 def test_training_goes_through_all_stages(trained: Any) -> None:
-    record = record_of(trained.root)
+    record = trained.record()
     assert (record["status"], record["training_cases"], record["skipped_steps"]) == ("completed", 4, 0)
     assert record["settings"]["annotators"] == ANNOTATORS
     assert record["weights"]["0.0"]["mixture"] == 0 < record["weights"]["1.0"]["mixture"]
-    rows = rows_of(trained.root / "eval" / "training.csv")
-    assert {row["term"] for row in rows} == {"total", "signed_distance", *TERMS}
+    assert trained.terms() == {"total", "signed_distance", *TERMS}
     weights = torch.load(trained.root / "models" / "model.pt", weights_only=True)
     gamma = torch.stack([value for name, value in weights.items() if name.endswith("gamma")])
     assert len(gamma) == 6
@@ -79,7 +64,7 @@ def test_training_goes_through_all_stages(trained: Any) -> None:
 
 def test_evaluation_scores_annotators_and_consensus(trained: Any, team: Path, tmp_path: Path) -> None:
     trained.run("train.yaml", "evaluate.yaml", dataset_dir=team, output_dir=tmp_path, flips=[0], **NETWORK)
-    rows = rows_of(tmp_path / "metrics.csv")
+    rows = trained.rows(tmp_path / "metrics.csv")
     assert len({row["case_id"] for row in rows}) == 2
     assert {row["annotator"] for row in rows} == {*ANNOTATORS, "consensus", "all"}
     assert len(rows) == 2 * 8 * 3
@@ -138,38 +123,12 @@ def test_sparse_annotators_and_expectation_maximization(
     assert weights["rho"].unique().numel() > 1, "reliabilities were estimated"
 
 
-def test_stopped_and_resumed_training_is_the_uninterrupted_one(team: Path, tmp_path: Path) -> None:
-    def workflow(folder: str, **options: Any) -> ConfigWorkflow:
-        made = ConfigWorkflow(
-            config_file=str(BUNDLE / "configs" / "train.yaml"),
-            workflow_type="train",
-            logging_file=False,
-            bundle_root=str(BUNDLE),
-            dataset_dir=str(team),
-            output_dir=str(tmp_path / folder),
-            ckpt_dir=str(tmp_path / folder / "models"),
-            cache_dir=str(tmp_path / "cache"),
-            device="cpu",
-            **{"spacing": 6.0, "roi_size": [32, 32, 8], **NETWORK, **SHORT, **options},
-        )
-        made.initialize()
-        return made
-
-    whole = workflow("whole")
-    whole.run()
-    whole.finalize()
-    first = workflow("run")
-    trainer = first.parser.get_parsed_content("train#trainer")
-    middle = trainer.state.epoch_length * 2 + trainer.state.epoch_length // 2
-    trainer.add_event_handler(Events.ITERATION_STARTED(once=middle), lambda _: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(SystemExit, match="143"):
-        first.run()
-    first.finalize()
-    second = workflow("run", resume=True)
-    second.run()
-    second.finalize()
-    for name in ("models/model.pt", "training.csv"):
-        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+def test_stopped_and_resumed_training_is_the_uninterrupted_one(team: Path, resumable: Callable[..., Any]) -> None:
+    trainings = resumable(NAME, dataset_dir=str(team), **NETWORK, **SHORT)
+    trainings.train("whole")
+    trainings.interrupt("run", epoch=2)
+    trainings.train("run", resume=True)
+    trainings.check_equal("run", "whole")
 
 
 def test_two_processes_end_with_one_network(team: Path, make_runner: Callable[..., Any]) -> None:
@@ -177,7 +136,7 @@ def test_two_processes_end_with_one_network(team: Path, make_runner: Callable[..
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     data = {"dataset_dir": team, "device": "cpu", "dist_backend": "gloo"}
     runner.run("train.yaml", "multi_gpu_train.yaml", launcher=launcher, **data, **{**NETWORK, **SHORT, "epochs": 6})
-    record = record_of(runner.root)
+    record = runner.record()
     assert (record["processes"], record["iterations_per_epoch"]) == (2, 2)
     assert [path.name for path in (runner.root / "models").glob("*.pt")] == ["model.pt"]
 
