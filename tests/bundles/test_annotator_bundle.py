@@ -26,6 +26,8 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
+from monai_rrr.handlers import TrustAnnotator, majority_consensus
+from monai_rrr.transforms import BandedConsensus, StapleConsensus
 from monai_rrr.utils.files import sha256
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -101,8 +103,9 @@ def test_inference_writes_a_mask_for_everyone(trained: Any, cohort: Any, tmp_pat
             assert set(np.unique(image.get_fdata())) <= {0, 1, 2, 4}
 
 
+@pytest.mark.parametrize("estimate", ["banded", "staple"])
 def test_sparse_annotators_and_expectation_maximization(
-    team: Path, make_runner: Callable[..., Any], tmp_path: Path
+    estimate: str, team: Path, make_runner: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Not everybody draws every case; the consensus is estimated again."""
     content = json.loads((team / "datalist.json").read_text())
@@ -116,11 +119,26 @@ def test_sparse_annotators_and_expectation_maximization(
     (tmp_path / "sparse.json").write_text(json.dumps(content))
     runner = make_runner(NAME)
     files = {"dataset_dir": tmp_path, "datalist": tmp_path / "sparse.json"}
-    options = {**NETWORK, **SHORT, "epochs": 3, "em_every": 1, "val_interval": 3}
+    options = {**NETWORK, **SHORT, "epochs": 3, "em_every": 1, "val_interval": 3, "consensus_estimate": estimate}
     runner.train_here("expectation_maximization.yaml", **files, **options)
     weights = torch.load(runner.root / "models" / "model.pt", weights_only=True)
     assert weights["rho"].sum() == pytest.approx(1)
     assert weights["rho"].unique().numel() > 1, "reliabilities were estimated"
+    assert runner.record()["settings"]["consensus"] == estimate
+
+
+def test_consensus_by_any_estimate(team: Path) -> None:
+    def estimate(name: str) -> Any:
+        files = [str(BUNDLE / "configs" / f"{file}.yaml") for file in ("train", "expectation_maximization")]
+        options = {"dataset_dir": str(team), "consensus_estimate": name, "trusted": "a3"}
+        parser = ConfigWorkflow(files, workflow_type="train", logging_file=False, **options).parser
+        return parser.get_parsed_content("estimates")[parser["consensus_estimate"]]
+
+    assert isinstance(estimate("banded"), BandedConsensus)
+    assert isinstance(estimate("staple"), StapleConsensus)
+    assert estimate("dawid_skene").edges == []
+    assert estimate("trust") == TrustAnnotator(2)
+    assert estimate("majority") is majority_consensus
 
 
 def test_stopped_and_resumed_training_is_the_uninterrupted_one(team: Path, resumable: Callable[..., Any]) -> None:
