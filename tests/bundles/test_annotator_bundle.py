@@ -71,9 +71,11 @@ def test_evaluation_scores_annotators_and_consensus(trained: Any, team: Path, tm
     assert {row["annotator"] for row in rows} == {*ANNOTATORS, "consensus", "all"}
     assert len(rows) == 2 * 8 * 3
     for row in rows:
-        scored = {key for key in ("dice", "gain", "ged", "truth_ml") if row[key]}
-        alone = {"consensus": {"dice", "truth_ml"}, "all": {"ged"}}
-        assert scored == alone.get(row["annotator"], {"dice", "gain", "truth_ml"})
+        scored = {key for key in row if row[key]} - {"case_id", "annotator", "region", "lesion_recall"}
+        masks = {"dice", "hd95", "nsd", "lesions", "brier", "ece", "truth_ml", "pred_ml"}
+        alone = {"consensus": masks, "all": {"ged", "q_dice"}}
+        assert scored == alone.get(row["annotator"], masks | {"gain"})
+        assert all(0 <= float(row[key] or 0) <= 1 for key in ("nsd", "lesion_recall", "brier", "ece", "q_dice"))
         assert 0 <= float(row["dice"] or 0) <= 1
         assert -1 <= float(row["gain"] or 0) <= 1
         assert 0 <= float(row["ged"] or 0) <= 2
