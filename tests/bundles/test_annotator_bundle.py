@@ -84,6 +84,13 @@ def test_evaluation_scores_annotators_and_consensus(trained: Any, team: Path, tm
     assert len(list(tmp_path.glob("cases/*/*_seg_a3.nii.gz"))) == 2
 
 
+def test_weights_of_other_annotators_are_refused(trained: Any, cohort: Any, tmp_path: Path) -> None:
+    others = {"annotators": [f"b{number}" for number in range(1, 7)], **NETWORK}
+    with pytest.raises(AssertionError, match=r"checkpoint-annotators.*expected weights of the annotators b1, b2"):
+        trained.run("inference.yaml", dataset_dir=cohort.blind, output_dir=tmp_path, **others)
+    assert not list(tmp_path.glob("cases/*"))
+
+
 def test_inference_writes_a_mask_for_everyone(trained: Any, cohort: Any, tmp_path: Path) -> None:
     trained.run("inference.yaml", dataset_dir=cohort.blind, output_dir=tmp_path, **NETWORK)
     folders = sorted((tmp_path / "cases").iterdir())

@@ -16,12 +16,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler, write_metrics_reports
+from scipy import ndimage
 
 from monai_rrr.metrics import RegionScores, region_scores, segmentation
 
