@@ -124,8 +124,8 @@ class AnnotatorEvaluation:
             geometry: of the grid of the network, as :func:`~monai_rrr.transforms.to_source_grid` takes it.
         """
         case = self.cases[case_id]
-        whole = {name: None if isinstance(entry, Mapping) else entry for name, entry in case["annotations"].items()}
-        entries = {**whole, _TRUTH: case.get("label")}
+        full = {name: None if isinstance(entry, Mapping) else entry for name, entry in case["annotations"].items()}
+        entries = {**full, _TRUTH: case.get("label")}
         read = self._load({"case_id": case_id, "image": classes, "annotations": entries})
         drawn, annotated = read["annotations"].as_tensor(), read["annotated"]
         plain = classes.as_tensor().to(drawn.device)
@@ -140,8 +140,8 @@ class AnnotatorEvaluation:
         for index, name in enumerate((*self.annotators, "consensus")):
             if annotated[index]:
                 pred = 0 if name == "consensus" else 1 + index
-                masks = [class_regions(one) for one in (plain[pred], drawn[index])]  # whole: a miss is its diagonal off
-                columns = {**_surface_columns(*masks, spacing), **calibration[index]}
+                whole = _surface_columns(plain[pred], drawn[index], spacing)  # uncropped: a miss is its diagonal off
+                columns = {**whole, **calibration[index]}
                 columns |= _lesion_columns(found[pred], truth[index], spacing)
                 if name != "consensus":
                     columns["gain"] = scores.values("gain", name)[0].tolist()
@@ -178,12 +178,14 @@ def _share(masks: Tensor) -> Tensor:
 
 
 def _surface_columns(pred: Tensor, truth: Tensor, spacing: Sequence[float]) -> dict[str, list[float]]:
+    """Scores by region of one prediction, both as classes of the whole image."""
     names = ("dice", "hd95", "nsd")
-    scores = region_scores(pred, truth, spacing, REGIONS, names)
+    scores = region_scores(class_regions(pred), class_regions(truth), spacing, REGIONS, names)
     return {name: [scores[region][name] for region in REGIONS] for name in names}
 
 
 def _lesion_columns(pred: Tensor, truth: Tensor, spacing: Sequence[float]) -> dict[str, list[float]]:
+    """Lesions and volumes by region of one prediction, ``K XYZ``, cropped."""
     pairs = zip(pred.cpu().numpy(), truth.cpu().numpy(), strict=True)
     lesions = [[hit for _, hit in found_lesions(mask, true, spacing)] for mask, true in pairs]
     columns: dict[str, list[float]] = {"lesions": [len(hits) for hits in lesions]}
@@ -199,7 +201,7 @@ def _calibration(
 ) -> list[dict[str, list[float]]]:
     """Brier score and ECE by region for each of ``drawn``, the truth last, near to what anybody drew."""
     room = [ceil(CALIBRATION_MM / size) for size in spacing]
-    box = (..., *_bounding_box((drawn > 0).any(0), room))
+    box: tuple[Any, ...] = (..., *_bounding_box((drawn > 0).any(0), room))
     place = drawn_place(drawn[box], spacing, CALIBRATION_MM)
     truth = class_regions(drawn[box]).flatten(2)[..., place].float()
     columns: list[dict[str, list[float]]] = [{} for _ in annotated]
@@ -209,7 +211,7 @@ def _calibration(
             inside = torch.stack([own[1:].sum(0), own[1] + own[3], own[3]])  # WT, TC, ET
             said = torch.from_numpy(to_source_grid(inside, geometry)[box]).to(truth).flatten(1)[:, place].clamp(0, 1)
             metric = CalibrationErrorMetric(num_bins=BINS, include_background=True, metric_reduction="none")
-            ece = metric(said[None], truth[index][None])
+            ece = torch.as_tensor(metric(said[None], truth[index][None]))
             columns[index] = {"brier": (said - truth[index]).square().mean(1).tolist(), "ece": ece[0].tolist()}
     return columns
 
