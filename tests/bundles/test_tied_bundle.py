@@ -14,10 +14,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +23,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
 from monai_rrr.utils.files import sha256
@@ -36,16 +32,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning"
 TIED = "brats_mri_tied_autoencoder"
 REGIONS, MODALITIES = ("WT", "TC", "ET"), ("t1", "t1c", "t2", "flair")
 SMALL = {"channels": [4, 8], "mask_share": 0.5}
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def record_of(root: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((root / "eval" / "run.json").read_text())
-    return record
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +47,11 @@ def test_training_leaves_a_classifier_and_six_numbers(tied: Any) -> None:
     beside = {name for name in weights if not name.startswith("encoder.")}
     assert beside == {"scale", "offset", "operating_point"}
     assert not torch.equal(weights["scale"], torch.ones(3)), "the decoder was trained"
-    record = record_of(tied.root)
+    record = tied.record()
     assert (record["status"], record["settings"]["masks"], record["training_cases"]) == ("completed", 2, 4)
     assert record["settings"]["rules"].startswith("LRPRules(body=ZPlus(")
     assert record["weights"]["1.0"] == {"classification": 1.0, "segmentation": 1.0}
-    steps = rows_of(tied.root / "eval" / "training.csv")
+    steps = tied.rows()
     assert {row["term"] for row in steps} == {"total", "classification", "segmentation"}
     assert all(float(row["value"]) > 0 for row in steps)
 
@@ -73,7 +59,7 @@ def test_training_leaves_a_classifier_and_six_numbers(tied: Any) -> None:
 def test_evaluation_scores_the_held_out_cases(tied: Any, cohort: Any, tmp_path: Path) -> None:
     options = {"dataset_dir": cohort.masked, "output_dir": tmp_path, "channels": [4, 8], "flips": [0]}
     tied.run("train.yaml", "evaluate.yaml", **options)
-    rows = rows_of(tmp_path / "metrics.csv")
+    rows = tied.rows(tmp_path / "metrics.csv")
     assert len({row["case_id"] for row in rows}) == 2
     full = [row for row in rows if row["method"] == "full"]
     assert {row["threshold"] for row in full} == {"label_free", "tag_calibrated", "fixed", "oracle"}
@@ -117,15 +103,15 @@ def test_overlays(overlay: str, tied: Any, cohort: Any, make_runner: Callable[..
     options = {"channels": [4, 8]} if overlay == "tags_only" else SMALL
     data = {"tags_file": cohort.tags, "epochs": 1}
     runner.train_here(f"{overlay}.yaml", dataset_dir=cohort.masked, **data, **options)
-    record = record_of(runner.root)
-    settings, usual = record["settings"], record_of(tied.root)["settings"]
+    record = runner.record()
+    settings, usual = record["settings"], tied.record()["settings"]
     weights = torch.load(runner.root / "models" / "model.pt", weights_only=True)
     assert any(name.startswith("decoder.") for name in weights) == (overlay == "untied")
     changed = {key for key in settings if settings[key] != usual[key]}
     expected = {"tags_only": {"mask_share", "masks"}, "untied": {"tied"}, "unscaled": {"scale"}}
     expected |= {"shuffled_masks": {"shuffle_masks"}}
     assert changed == expected.get(overlay, {"rules"})
-    terms = {row["term"] for row in rows_of(runner.root / "eval" / "training.csv")} - {"total"}
+    terms = runner.terms() - {"total"}
     assert terms == ({"classification"} if overlay == "tags_only" else {"classification", "segmentation"})
     if overlay in ("untied", "rule_epsilon"):
         names = ("inference.yaml", f"{overlay}.yaml")
@@ -143,42 +129,13 @@ def test_default_rules_are_those_of_the_overlay(tied: Any) -> None:
     assert rules() == rules("rule_zplus.yaml") != rules("rule_epsilon.yaml") != rules("rule_gamma.yaml")
 
 
-def test_stopped_and_resumed_training_is_the_uninterrupted_one(cohort: Any, tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parents[2] / "bundles" / TIED
-
-    def workflow(folder: str, **options: Any) -> ConfigWorkflow:
-        made = ConfigWorkflow(
-            config_file=str(root / "configs" / "train.yaml"),
-            workflow_type="train",
-            logging_file=False,
-            bundle_root=str(root),
-            dataset_dir=str(cohort.masked),
-            tags_file=str(cohort.tags),
-            output_dir=str(tmp_path / folder),
-            ckpt_dir=str(tmp_path / folder / "models"),
-            cache_dir=str(tmp_path / "cache"),
-            device="cpu",
-            **{"spacing": 6.0, "roi_size": [32, 32, 8], "epochs": 3, "slabs_per_case": 4, "batch_size": 2},
-            **{**SMALL, **options},
-        )
-        made.initialize()
-        return made
-
-    whole = workflow("whole")
-    whole.run()
-    whole.finalize()
-    first = workflow("run")
-    trainer = first.parser.get_parsed_content("train#trainer")
-    middle = trainer.state.epoch_length + trainer.state.epoch_length // 2
-    trainer.add_event_handler(Events.ITERATION_STARTED(once=middle), lambda _: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(SystemExit, match="143"):
-        first.run()
-    first.finalize()
-    second = workflow("run", resume=True)
-    second.run()
-    second.finalize()
-    for name in ("models/model.pt", "training.csv"):
-        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+def test_stopped_and_resumed_training_is_the_uninterrupted_one(cohort: Any, resumable: Callable[..., Any]) -> None:
+    data = {"dataset_dir": str(cohort.masked), "tags_file": str(cohort.tags)}
+    trainings = resumable(TIED, **data, **SMALL, epochs=3, slabs_per_case=4, batch_size=2)
+    trainings.train("whole")
+    trainings.interrupt("run")
+    trainings.train("run", resume=True)
+    trainings.check_equal("run", "whole")
 
 
 def test_two_processes_end_with_one_network(cohort: Any, make_runner: Callable[..., Any]) -> None:
@@ -186,7 +143,7 @@ def test_two_processes_end_with_one_network(cohort: Any, make_runner: Callable[.
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     data = {"dataset_dir": cohort.masked, "tags_file": cohort.tags, "device": "cpu", "dist_backend": "gloo"}
     runner.train("multi_gpu_train.yaml", launcher=launcher, slabs_per_case=4, epochs=1, **data, **SMALL)
-    record = record_of(runner.root)
+    record = runner.record()
     assert (record["processes"], record["iterations_per_epoch"]) == (2, 4)
     assert [path.name for path in (runner.root / "models").glob("*.pt")] == ["model.pt"]
 
