@@ -103,11 +103,7 @@ def parts(config: dict[str, Any], arguments: argparse.Namespace) -> tuple[Cohort
     whole = cohort(str(arguments.train), arguments.device)
     everyone = range(len(whole))
     if config.get("tuning"):
-        held = everyone[::4]
-        if config["arm"] == "classifier":  # needs cases of both kinds to be ranked
-            tags = whole.tags.tolist()
-            held = sorted(everyone, key=lambda i: tags[i])[::4]
-        return whole.part([i for i in everyone if i not in held]), whole.part(held)
+        return whole.part([i for i in everyone if i % 4]), whole.part([i for i in everyone if i % 4 == 0])
     if "fold" in config:
         held = [i for i in everyone if i % arguments.folds == config["fold"]]
         return whole.part([i for i in everyone if i not in held]), whole.part(held)
@@ -189,7 +185,8 @@ def run_all(arguments: argparse.Namespace) -> None:
         rates = tuned(arguments, fixed, pool, end)
     else:
         known = json.loads((arguments.rates / "rates.json").read_text(encoding="utf-8"))
-        rates = {arm: known[arm]["rate"] for arm in arguments.arms}
+        named = {arm: f"{arm} {arguments.variant}".strip() for arm in arguments.arms}
+        rates = {arm: known.get(name, known[arm])["rate"] for arm, name in named.items()}
     print(rates, flush=True)
     folds: list[dict[str, Any]] = [{"fold": fold} for fold in range(arguments.folds)] or [{}]
     configs = (
