@@ -190,9 +190,7 @@ def run_all(arguments: argparse.Namespace) -> None:
     print(rates, flush=True)
     folds: list[dict[str, Any]] = [{"fold": fold} for fold in range(arguments.folds)] or [{}]
     configs = (
-        {**fixed, **config, "lr": rates[config["arm"]], **fold}
-        for config in comparison(arguments)
-        for fold in folds
+        {**fixed, **config, "lr": rates[config["arm"]], **fold} for config in comparison(arguments) for fold in folds
     )
     work_all(pool, configs, arguments, end)
     if pool is not None:
