@@ -147,7 +147,8 @@ class Convolution:
 
 def _exporting() -> bool:
     """Whether a graph is being made that other devices and sizes have to run."""
-    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing or torch.compiler.is_exporting()
 
 
 def _packed(y: Tensor, weight: Tensor, padding: Sequence[int], dilation: tuple[int, ...], several: int) -> Tensor:
