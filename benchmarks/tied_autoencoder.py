@@ -185,6 +185,8 @@ def run_all(arguments: argparse.Namespace) -> None:
         rates = tuned(arguments, fixed, pool, end)
     else:
         known = json.loads((arguments.rates / "rates.json").read_text(encoding="utf-8"))
+        if not (arguments.out / "rates.json").exists():
+            (arguments.out / "rates.json").write_text(json.dumps(known, indent=1), encoding="utf-8")
         named = {arm: f"{arm} {arguments.variant}".strip() for arm in arguments.arms}
         rates = {arm: known.get(name, known[arm])["rate"] for arm, name in named.items()}
     print(rates, flush=True)
