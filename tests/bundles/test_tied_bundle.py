@@ -21,9 +21,11 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import onnxruntime
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
+from torch import Tensor, nn
 
 from monai_rrr.utils.files import sha256
 
@@ -31,6 +33,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning"
 
 TIED = "brats_mri_tied_autoencoder"
 REGIONS, MODALITIES = ("WT", "TC", "ET"), ("t1", "t1c", "t2", "flair")
+FILES = {"net_id": "network_def", "meta_file": "configs/metadata.json", "config_file": "configs/inference.yaml"}
+SIZES = ((2, 4, 16, 16, 8), (1, 4, 32, 24, 12), (3, 4, 8, 17, 5))
 SMALL = {"channels": [4, 8], "mask_share": 0.5}
 
 
@@ -149,7 +153,56 @@ def test_two_processes_end_with_one_network(cohort: Any, make_runner: Callable[.
 
 
 def test_network_fits_the_metadata(tied: Any) -> None:
-    files = {"net_id": "network_def", "meta_file": "configs/metadata.json", "config_file": "configs/inference.yaml"}
     for n in (1, 4):
-        done = tied.call("verify_net_in_out", **files, n=n)
+        done = tied.call("verify_net_in_out", **FILES, n=n)
         assert "verified with no error" in done.stdout + done.stderr
+
+
+def trained_network(root: Path, output: str) -> nn.Module:
+    """Return the network of the bundle with its weights, in Python."""
+    parser = ConfigParser()
+    parser.read_config(str(root / "configs" / "inference.yaml"))
+    parser["channels"], parser["network_def#output"] = SMALL["channels"], output
+    network: nn.Module = parser.get_parsed_content("network_def")
+    network.load_state_dict(torch.load(root / "models" / "model.pt", weights_only=True))
+    return network.eval()
+
+
+def image_of(size: tuple[int, ...]) -> Tensor:
+    """Return an image with a margin, and a modality that is absent from the first sample."""
+    image = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    image[:, :, :4] = 0
+    image[0, 1] = 0
+    return image
+
+
+@pytest.mark.parametrize("output", ["segmentation", "logits"])
+def test_torchscript_computes_the_same(output: str, tied: Any) -> None:
+    """By tracing; what was traced runs at any size and keeps the cut of odd ones."""
+    options = {"ckpt_file": "models/model.pt", "channels": SMALL["channels"], "network_def#output": output}
+    shape = {"use_trace": True, "input_shape": list(SIZES[0])}
+    tied.call("ckpt_export", **FILES, filepath=f"models/{output}.ts", **options, **shape)
+    network, traced = trained_network(tied.root, output), torch.jit.load(tied.root / "models" / f"{output}.ts")
+    for size in SIZES:
+        with torch.no_grad():
+            found, expected = traced(image_of(size)), network(image_of(size))
+        assert expected.shape[:2] == (size[0], 3)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("output", ["segmentation", "logits"])
+def test_onnx_computes_the_same(output: str, tied: Any) -> None:
+    axes = {0: "batch", 2: "height", 3: "width", 4: "depth"}
+    dynamic = {"image": axes, "pred": axes if output == "segmentation" else {0: "batch"}}
+    converter = {"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": dynamic}
+    options = {"ckpt_file": "models/model.pt", "channels": SMALL["channels"], "network_def#output": output}
+    shape = {"input_shape": list(SIZES[0]), "converter_kwargs": converter}
+    tied.call("onnx_export", **FILES, filepath=f"models/{output}.onnx", **options, **shape)
+    network = trained_network(tied.root, output)
+    session = onnxruntime.InferenceSession(tied.root / "models" / f"{output}.onnx")
+    for size in SIZES:
+        (found,) = session.run(None, {"image": image_of(size).numpy()})
+        with torch.no_grad():
+            expected = network(image_of(size)).numpy()
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, atol=1e-3, rtol=1e-3)
