@@ -49,7 +49,7 @@ AREAS = (
     *("ignite.engine", "ignite.handlers", "ignite.metrics"),
     *(f"monai_rrr.{name}" for name in ("attribution", "losses", "transforms", "metrics", "data", "networks")),
     *(f"monai_rrr.{name}" for name in ("objectives", "engines", "inferers", "handlers")),
-    *("monai_rrr.utils.lock", "monai_rrr.utils.provenance"),
+    *("monai_rrr.utils.lock", "monai_rrr.utils.provenance", "monai_rrr.report.save_tendency"),
 )
 FUNCTIONS = (
     *("monai.networks.nets", "monai.metrics", "torch.nn.functional", "torch.nn.init", "ignite.metrics"),
@@ -171,9 +171,10 @@ MEMBERS = _words(
     detach device dim double dtype endswith epoch epoch_length eval extend flatten float from_iterable get
     get_rank half hashes index int isoformat item items iteration join keys load_state_dict long lower lstrip
     manual_seed max max_epochs mean metric_details metrics min modules name named_parameters ndim network now numpy
-    optimizer param_groups parameters permute raise_if_faulty release replace requires_grad_ reshape rjust rstrip run
-    set_epoch set_random_state shape sigmoid size softmax split squeeze startswith state state_dict step strftime strip
-    sum title to today tolist train transform transforms transpose unsqueeze upper values view weights_at zfill
+    optimizer param_groups parameter_groups parameters permute raise_if_faulty release replace requires_grad_ reshape
+    rjust rstrip run set_epoch set_random_state shape sigmoid size softmax split squeeze startswith state state_dict
+    step strftime strip sum title to today tolist train transform transforms transpose unsqueeze upper values view
+    weights_at zfill
     """
 )
 

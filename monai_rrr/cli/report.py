@@ -44,21 +44,33 @@ def report(
 ) -> None:
     """Write a report: scores with intervals beside baselines, training curves, pictures of held-out cases, a viewer.
 
-    The result is one file that can be moved, printed and opened without a network. It holds no path.
+    The result is one file that can be moved, printed and opened without a network. It holds no path. A run with several
+    annotators gets their report cards, and who and why of held-out cases; it is reported alone.
 
     Example: monai-rrr report demo/full demo/plain_cam --data BraTS2021 --convention brats2018
+
+    Example: monai-rrr report annotators/eval --data team/datalist.json --section test --convention brats2018
     """
     from monai_rrr.data import load_datalist
 
-    path = make_report(runs, load_datalist(data, section=section), convention, folder, max_cases=max_cases)
+    cases = load_datalist(data, section=section, with_annotations=True)
+    path = make_report(runs, cases, convention, folder, max_cases=max_cases)
     out().print(f"{path}", markup=False)
 
 
 def make_report(
     runs: Sequence[Path], cases: Sequence[Mapping[str, Any]], convention: str, folder: Path, max_cases: int
 ) -> Path:
-    """Write the report with a bar; see :func:`~monai_rrr.report.write.write_report`."""
-    from monai_rrr.report import write_report
+    """Write the report with a bar; see :func:`~monai_rrr.report.write.write_report`.
 
+    A run with several annotators: see :func:`~monai_rrr.report.write_annotator_report`.
+    """
+    from monai_rrr.report import is_annotator_run, write_annotator_report, write_report
+
+    if any(is_annotator_run(run) for run in runs):
+        if len(runs) > 1:
+            raise typer.BadParameter("expected one run where there are several annotators, which is reported alone")
+        with progress("cases") as step:
+            return write_annotator_report(runs[0], cases, convention, folder, max_cases=max_cases, progress=step)
     with progress("pictures of cases") as step:
         return write_report(runs, cases, convention, folder, max_cases=max_cases, progress=step)

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from .annotations import annotator_weights, check_annotations, load_annotated
+from .annotator_permutation import permute_annotators
 from .annotator_rules import AnnotatorSettings, simulate_annotator
 from .annotator_team import TeamSettings
 from .annotators import make_annotators, read_annotators, replay_annotators
@@ -63,6 +64,7 @@ __all__ = [
     "load_datalist",
     "load_decoy",
     "make_brain_box",
+    "permute_annotators",
     "pseudonymize",
     "make_annotators",
     "make_decoy",

@@ -51,6 +51,7 @@ class PrototypeUpdate:
         momentum: at the begin and at the end of stage 1.
         per_group: candidates of a case for the prototypes of one annotator and class.
         seed: of k-means and of the choice of candidates.
+        random: put random directions in their place where stage 1 begins, which never move: a control.
 
     Attributes:
         case_ids: of the cases, once they were read, in the order that the sources count.
@@ -65,12 +66,13 @@ class PrototypeUpdate:
         momentum: tuple[float, float] = (0.99, 0.999),
         per_group: int = 64,
         seed: int = 0,
+        random: bool = False,
     ) -> None:
         if not 0 <= min(momentum) <= max(momentum) < 1:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         self.network, self.cases, self.prepare = network, cases, prepare
         self.schedule, self.momentum = schedule or TendencySchedule(), momentum
-        self.per_group, self.seed = per_group, seed
+        self.per_group, self.seed, self.random = per_group, seed, random
         self.case_ids: list[str] = []
 
     def attach(self, engine: Engine) -> None:
@@ -83,6 +85,11 @@ class PrototypeUpdate:
         stage = self.schedule.stage(training_progress(state))
         first = state.iteration == 1
         before = 0 if first else self.schedule.stage(training_progress(state, state.iteration - 1))
+        if self.random:
+            if stage >= 1 and before == 0:
+                for offset, bank in enumerate((self.network.shared_bank, self.network.tendency_bank)):
+                    bank.randomize(self.seed + offset)
+            return
         epoch_starts = (state.iteration - 1) % (state.epoch_length or 1) == 0
         if stage == 1 and (before == 0 or epoch_starts):
             for bank in (self.network.shared_bank, self.network.tendency_bank):

@@ -40,6 +40,8 @@ __all__ = ["RegionTendency", "TendencyMaps", "explain_regions", "tendency_maps",
 class TendencyMaps:
     """What the network says about a batch, all on the grid of the image.
 
+    Where the image is 0 in all modalities there is no brain: everything is background, which all share.
+
     Attributes:
         probability: ``B 1+R C DHW``, the consensus first, then the annotators.
         share: ``B 1+R DHW``, whose habit a voxel looks like; 0 is what all share.
@@ -64,38 +66,58 @@ class TendencyMaps:
 
 
 @torch.no_grad()
-def tendency_maps(network: AnnotatorTendencyNet, image: Tensor, temperature: float = 0.1) -> TendencyMaps:
+def tendency_maps(
+    network: AnnotatorTendencyNet, image: Tensor, temperature: float = 0.1, probability: Tensor | None = None
+) -> TendencyMaps:
     """Call the network once, in evaluation mode, and compute all maps.
 
     Args:
         network: unwrapped; left as it was.
         image: ``BMDHW``, whole volumes.
         temperature: ``tau_a``.
+        probability: ``B 1+R C DHW``, such as :class:`~monai_rrr.inferers.AnnotatorInferer` averages over mirrored
+            images. Default: that of this call.
+
+    Raises:
+        ValueError: When ``probability`` is not that of the image and the annotators.
     """
     layers = ("annotator_logits", "embedding", "shared_prototypes", "tendency_prototypes", "prior")
     with evaluating(network):
         trace = record(network, image, layers)
     found = trace.features
-    consensus, annotators = trace.logits, found["annotator_logits"]
     share = assignment(
         found["embedding"], found["shared_prototypes"], found["tendency_prototypes"], found["prior"], temperature
     )
     if share.shape[2:] != image.shape[2:]:
         share = F.interpolate(share, size=image.shape[2:], mode="trilinear", align_corners=False)
-    probability = torch.cat([consensus[:, None], annotators], 1).softmax(2)
+    own = torch.cat([trace.logits[:, None], found["annotator_logits"]], 1).softmax(2)
+    if probability is not None and probability.shape != own.shape:
+        raise ValueError(f"expected probability {tuple(own.shape)}, got {tuple(probability.shape)}")
+    brain = (image != 0).any(1)[:, None]
+    probability = _or_first(own if probability is None else probability.to(own), brain[:, None], 2)
+    share = _or_first(share, brain, 1)
     mixed = mixture(share, probability)
     label = mixed.argmax(1)
+    # their log-odds are those of the logits, up to what single precision holds
+    logits = probability.clamp(min=torch.finfo(probability.dtype).tiny).log()
     return TendencyMaps(
         probability=probability,
         share=share,
         mixed=mixed,
         label=label,
         who=responsibility(share, probability, label),
-        deviation=deviation(probability[:, 1:], consensus.argmax(1)),
-        tendency=signed_tendency(annotators, consensus),
+        deviation=deviation(probability[:, 1:], probability[:, 0].argmax(1)),
+        tendency=signed_tendency(logits[:, 1:], logits[:, 0]),
         disagreement=disagreement(probability[:, 1:]),
         embedding=found["embedding"],
     )
+
+
+def _or_first(share: Tensor, where: Tensor, dim: int) -> Tensor:
+    """Shares that sum to 1 over a dimension, and elsewhere all of them in its first entry."""
+    first = torch.zeros_like(share)
+    first.select(dim, 0).fill_(1)
+    return torch.where(where, share, first)
 
 
 @dataclass(frozen=True)

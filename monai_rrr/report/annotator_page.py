@@ -18,7 +18,7 @@ from monai_rrr.report.page import document
 __all__ = ["ANNOTATOR_PAGE", "ANNOTATOR_SECTION"]
 
 ANNOTATOR_SECTION = """
-<h2 id="annotators">Habits of the annotators</h2>
+<h2 id="{{ anchor }}">{{ title }}</h2>
 <p>What each annotator tends to do compared with the consensus of all. Names are pseudonyms. A habit is not an error:
 the consensus is not the truth, and what most annotators share can't be seen here.</p>
 <figure><img src="{{ picture }}" alt="offset of the contour and volume of each annotator">
@@ -39,6 +39,7 @@ distance of the contour from its own smoothed version.</p>
 <h3>{{ card.name }}</h3>
 <ul>{% for text in card.sentences %}<li>{{ text }}</li>{% endfor %}</ul>
 {% if card.left_out %}<p class="soft">{{ card.left_out }} cases that are drawn in part only are left out.</p>{% endif %}
+<div class="pair">
 {% if card.confusion %}<div class="scroll"><table>
 <caption>Where the consensus has the class of the row, {{ card.name }} draws (%); the first row is what is drawn outside
 of the consensus.</caption>
@@ -49,6 +50,7 @@ of the consensus.</caption>
 <thead><tr><th>Size (mm<sup>3</sup>)</th><th>Drawn</th><th>Lesions</th><th>Recall</th></tr></thead>
 <tbody>{% for row in card.recall %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody>
 </table></div>
+</div>
 </section>
 {% endfor %}
 """

@@ -14,8 +14,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +26,53 @@ from monai.transforms.utils import convert_applied_interp_mode
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["ImageGrid"]
+from monai_rrr.transforms.source_grid import to_source_grid
+
+__all__ = ["ImageGrid", "SourceGrid", "VolumeGrid"]
+
+
+class SourceGrid(Protocol):
+    """What a network saw of a case, and the way back to the voxels of the case's files."""
+
+    @property
+    def seen(self) -> MetaTensor:
+        """Image ``Mhwd`` on the grid of the network."""
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """4x4, voxel of the files to mm in RAS."""
+
+    def back(self, values: Tensor, nearest: bool = False) -> NDArray[Any]:
+        """Return values ``Khwd`` on the grid of the files, ``KHWD`` float32; 0 outside of what the network saw."""
+
+
+@dataclass(frozen=True)
+class VolumeGrid:
+    """An image of our :class:`~monai_rrr.transforms.WholeVolumed`, which a bundle gave to its network.
+
+    Args:
+        seen: ``Mhwd``.
+        geometry: of the sample.
+    """
+
+    seen: MetaTensor
+    geometry: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, sample: Mapping[str, Any]) -> VolumeGrid:
+        """Read the image of a sample and where it lies."""
+        affine = torch.as_tensor(np.asarray(sample["geometry"]["affine"], dtype=np.float64))
+        return cls(MetaTensor(torch.as_tensor(sample["image"]), affine=affine), sample["geometry"])
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """Of the files."""
+        return np.asarray(self.geometry["source_affine"], dtype=np.float64)
+
+    def back(self, values: Tensor, nearest: bool = False) -> NDArray[Any]:
+        """Return values on the grid of the files, see :class:`SourceGrid`."""
+        found = to_source_grid(values.detach().float(), self.geometry, mode="nearest" if nearest else "bilinear")
+        return found.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)
@@ -47,6 +94,11 @@ class ImageGrid:
         """Prepare a copy of an image: transforms such as ``NormalizeIntensity`` may write into what they are given."""
         source = MetaTensor(image.as_tensor().clone(), affine=image.affine.clone())
         return cls(image, prepare, prepare(source))
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """Of the image."""
+        return np.asarray(self.image.affine, dtype=np.float64)
 
     def back(self, values: Tensor, nearest: bool = False) -> NDArray[Any]:
         """Return values on the grid of the image, 0 outside of what the network saw.

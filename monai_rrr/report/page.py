@@ -40,7 +40,7 @@ dt { color: var(--soft); } dd { margin: 0; }
 img { max-width: 100%; height: auto; display: block; } figure { margin: .6rem 0 1rem; }
 section.case { margin: 1.2rem 0 2rem; page-break-inside: avoid; break-inside: avoid; }
 iframe { width: 100%; height: 460px; border: 1px solid var(--line); background: #000; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; } .pair { display: flex; flex-wrap: wrap; gap: 0 4rem; } .pair caption { height: 3.6rem; }
 @media print { body { max-width: none; padding: 0; font-size: 11px; } nav, .screen { display: none; } }
 """
 

@@ -25,7 +25,7 @@ from monai_rrr.errors import DataError
 from monai_rrr.metrics.segmentation import SCORES
 from monai_rrr.utils.enums import REGIONS
 
-__all__ = ["Run", "merge_scores", "read_run"]
+__all__ = ["Run", "merge_scores", "read_run", "run_files", "run_record", "table_number", "table_rows", "training_terms"]
 
 KEYS = ("case_id", "method", "threshold", "region")
 Score = dict[str, Any]
@@ -59,6 +59,23 @@ def read_run(folder: str | Path) -> Run:
     Raises:
         DataError: When there is no table of scores, or a file can't be used.
     """
+    table, training, record = run_files(folder)
+    scores = _scores(table)
+    return Run(
+        name=_own_method(scores, table),
+        scores=scores,
+        terms=training_terms(training),
+        record=run_record(record),
+        cases=table.parent / "cases",
+    )
+
+
+def run_files(folder: str | Path) -> tuple[Path, Path | None, Path | None]:
+    """Find ``metrics.csv``, ``training.csv`` and ``run.json`` of a run; see :func:`read_run`.
+
+    Raises:
+        DataError: ``metrics-missing``.
+    """
     folder = Path(folder)
     table = next((path for path in (folder / "metrics.csv", folder / "eval" / "metrics.csv") if path.is_file()), None)
     if table is None:
@@ -66,17 +83,10 @@ def read_run(folder: str | Path) -> Run:
         raise DataError(
             "metrics-missing", "expected metrics.csv, or eval/metrics.csv, got neither", path=folder, hint=hint
         )
-    scores = _scores(table)
     parents = (folder, table.parent, table.parent.parent if table.parent.name == "eval" else folder)
     training = next((p / "training.csv" for p in parents if (p / "training.csv").is_file()), None)
     record = next((p / "run.json" for p in parents if (p / "run.json").is_file()), None)
-    return Run(
-        name=_own_method(scores, table),
-        scores=scores,
-        terms={} if training is None else _terms(training),
-        record={} if record is None else _record(record),
-        cases=table.parent / "cases",
-    )
+    return table, training, record
 
 
 def merge_scores(runs: Sequence[Run]) -> list[Score]:
@@ -103,7 +113,7 @@ def merge_scores(runs: Sequence[Run]) -> list[Score]:
 
 
 def _scores(path: Path) -> tuple[Score, ...]:
-    rows = _rows(path, (*KEYS, "dice", "truth_ml", "pred_ml"))
+    rows = table_rows(path, (*KEYS, "dice", "truth_ml", "pred_ml"))
     scores = []
     for line, row in enumerate(rows, start=2):
         if row["region"] not in REGIONS:
@@ -112,14 +122,19 @@ def _scores(path: Path) -> tuple[Score, ...]:
             )
         score: Score = {name: row[name] for name in KEYS}
         for name in (*SCORES, "truth_ml", "pred_ml", "level", "min_area_mm2"):
-            score[name] = _number(row.get(name), path, line, name)
+            score[name] = table_number(row.get(name), path, line, name)
         scores.append(score)
     if not scores:
         raise DataError("metrics-empty", "expected at least one row, got none", path=path)
     return tuple(scores)
 
 
-def _rows(path: Path, needed: Iterable[str]) -> list[dict[str, str]]:
+def table_rows(path: Path, needed: Iterable[str]) -> list[dict[str, str]]:
+    """Rows of a CSV file.
+
+    Raises:
+        DataError: ``table-columns``, when one that is needed is missing.
+    """
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         missing = [name for name in needed if name not in (reader.fieldnames or ())]
@@ -128,7 +143,8 @@ def _rows(path: Path, needed: Iterable[str]) -> list[dict[str, str]]:
         return list(reader)
 
 
-def _number(text: str | None, path: Path, line: int, name: str) -> float | None:
+def table_number(text: str | None, path: Path, line: int, name: str) -> float | None:
+    """Read a cell; None where it is empty."""
     if text in (None, ""):
         return None
     try:
@@ -145,16 +161,22 @@ def _own_method(scores: Sequence[Score], path: Path) -> str:
     raise DataError("metrics-method", f"expected a method at the threshold tag_calibrated, got {found}", path=path)
 
 
-def _terms(path: Path) -> dict[str, tuple[tuple[int, float], ...]]:
+def training_terms(path: Path | None) -> dict[str, tuple[tuple[int, float], ...]]:
+    """Values of every term in the order of training; none without a file."""
     curves: dict[str, list[tuple[int, float]]] = {}
-    for line, row in enumerate(_rows(path, ("step", "term", "value")), start=2):
-        step, value = _number(row["step"], path, line, "step"), _number(row["value"], path, line, "value")
+    if path is None:
+        return {}
+    for line, row in enumerate(table_rows(path, ("step", "term", "value")), start=2):
+        step, value = table_number(row["step"], path, line, "step"), table_number(row["value"], path, line, "value")
         if step is not None and value is not None:
             curves.setdefault(row["term"], []).append((int(step), value))
     return {name: tuple(points) for name, points in curves.items()}
 
 
-def _record(path: Path) -> dict[str, Any]:
+def run_record(path: Path | None) -> dict[str, Any]:
+    """Content of ``run.json``; empty without a file."""
+    if path is None:
+        return {}
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:

@@ -32,6 +32,9 @@ from monai_rrr.inferers.tendency import (
 )
 from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
 
+STANDS_OUT = 1.5
+"""An annotator is named where the posterior is this many times that of the next one."""
+
 __all__ = ["Departure", "RegionWhy", "TrainingPatch", "class_names", "explain_why", "location"]
 
 Box = tuple[tuple[int, int], ...]
@@ -119,10 +122,18 @@ class RegionWhy:
     further: tuple[tuple[TrainingPatch, ...], ...]
     box: Box
 
+    @property
+    def stands_out(self) -> bool:
+        """Whether the result is clearly more like one annotator than like any other."""
+        best, *others = sorted(self.found.posterior, reverse=True)
+        return not others or best >= STANDS_OUT * others[0]
+
     def sentence(self, annotators: Sequence[str], names: Sequence[str]) -> str:
         """Say whose outlines the result is like, and what this annotator tends to do here."""
         name, likely = annotators[self.found.annotator], 100 * self.found.posterior[self.found.annotator]
         first = f"The result here is most like the outlines of {name} ({likely:.0f} %)"
+        if not self.stands_out:
+            first = f"No annotator stands out here; the result is slightly more like {name} ({likely:.0f} %)"
         if self.departure.kind == "none":
             return f"{first}, who tends to draw the same as the consensus here."
         word = {"more": "larger", "less": "smaller", "class": "another tissue"}[self.departure.kind]
@@ -161,7 +172,7 @@ def explain_why(
     """Explain the largest regions in which annotators disagree, with the training patches behind them.
 
     Args:
-        network: that made the maps, with prototypes that are training patches.
+        network: that made the maps. Prototypes that are no training patches are not shown.
         image: ``1MDHW``, what the network saw.
         maps: of this image.
         threshold: of the disagreement.
@@ -171,12 +182,7 @@ def explain_why(
 
     Returns:
         the map of regions ``DHW``, 0 where none is, and one entry per region, largest first.
-
-    Raises:
-        ValueError: When no prototype is a training patch yet.
     """
-    if not bool((network.tendency_bank.source[..., 0] >= 0).any()):
-        raise ValueError("expected prototypes that are training patches, got none: PrototypeUpdate.push makes them")
     regions, found = explain_regions(network, maps, threshold=threshold, least=least, count=count)
     regions = torch.where(regions <= most, regions, 0)
     return regions, [_why(network, image, maps, regions == one.region, one) for one in found[:most]]

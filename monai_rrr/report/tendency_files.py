@@ -17,6 +17,7 @@ import glob
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,14 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from monai_rrr.errors import DataError
 from monai_rrr.inferers.tendency import TendencyMaps, tendency_maps
 from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
 from monai_rrr.report.explain import mri_preprocessing
-from monai_rrr.report.image_grid import ImageGrid
+from monai_rrr.report.image_grid import ImageGrid, SourceGrid
 from monai_rrr.report.pictures import render, style
 from monai_rrr.report.tendency_case import class_names, explain_why
 from monai_rrr.report.tendency_page import why_page
@@ -41,9 +42,34 @@ from monai_rrr.utils.files import safe_name
 from monai_rrr.utils.nifti_file import affine_geometry, nifti_bytes
 from monai_rrr.utils.provenance import Provenance, write_results
 
-__all__ = ["write_tendency"]
+__all__ = ["RESERVED", "RegionChoice", "write_maps", "write_tendency"]
 
 RESERVED = ("consensus", "mixture")
+"""Names that no annotator can have, as files have them."""
+
+
+@dataclass(frozen=True)
+class RegionChoice:
+    """Which regions of disagreement are explained.
+
+    Args:
+        threshold: total variation between annotators from which on they disagree.
+        least: voxels of a region; smaller ones are not explained.
+        most: regions, the largest ones; at most 255.
+        count: prototypes of each.
+
+    Raises:
+        ValueError: When a file can't number so many regions.
+    """
+
+    threshold: float = 0.2
+    least: int = 8
+    most: int = 8
+    count: int = 3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.most <= 255:
+            raise ValueError(f"expected 0 to 255 regions, got {self.most}")
 
 
 def write_tendency(
@@ -52,15 +78,12 @@ def write_tendency(
     case_id: str,
     out: str | Path,
     modalities: Sequence[str],
-    training_cases: Sequence[Mapping[str, Any]],
+    training_cases: Sequence[Mapping[str, Any]] | None,
     *,
     preprocessing: Compose | None = None,
     names: Sequence[str] | None = None,
     values: Sequence[int] | None = None,
-    threshold: float = 0.2,
-    least: int = 8,
-    most: int = 8,
-    count: int = 3,
+    choice: RegionChoice | None = None,
     provenance: Provenance | None = None,
     device: str | torch.device = "cpu",
 ) -> list[Path]:
@@ -83,15 +106,12 @@ def write_tendency(
         modalities: names of the channels.
         training_cases: as :class:`~monai_rrr.handlers.PrototypeUpdate` read them, in its order: ``image`` ``MDHW``,
             ``annotations`` ``RDHW`` and perhaps ``annotated``, ``consensus`` ``CDHW``, ``case_id``. Only those that
-            are shown are read.
+            are shown are read. None: without their pictures, and with numbers in place of their ids.
         preprocessing: what the network was trained with; spatial transforms must be invertible. Default:
             :func:`~monai_rrr.report.mri_preprocessing`.
         names: of the classes.
         values: of the classes in the ``seg`` files, such as ``(0, 1, 2, 4)``. Default: the class numbers.
-        threshold: total variation between annotators from which on they disagree.
-        least: voxels of a region of disagreement; smaller ones are not explained.
-        most: regions that are explained, the largest ones; at most 255.
-        count: prototypes of each region.
+        choice: of the regions that are explained.
         provenance: what the network is.
         device: where to compute.
 
@@ -105,26 +125,79 @@ def write_tendency(
     """
     labels = class_names(network, names)
     numbers = tuple(range(len(labels))) if values is None else tuple(values)
-    if len(numbers) != len(labels) or len(modalities) != len(image) or not 1 <= most <= 255:
+    if len(numbers) != len(labels) or len(modalities) != len(image):
         raise ValueError(
-            f"expected {len(labels)} values, {len(image)} modalities and 1 to 255 regions, got {numbers}, "
-            f"{list(modalities)} and {most}"
+            f"expected {len(labels)} values and {len(image)} modalities, got {numbers} and {list(modalities)}"
         )
-    if set(RESERVED) & set(network.annotators):
-        raise ValueError(f"annotators can't be called {RESERVED}, got {network.annotators}")
+    if not bool((network.tendency_bank.source[..., 0] >= 0).any()):
+        raise ValueError("expected prototypes that are training patches, got none: PrototypeUpdate.push makes them")
     if not bool((image != 0).any()):
         raise DataError("image-empty", "expected an image with values other than 0, got none", case_id=case_id)
     grid = ImageGrid.of(image, mri_preprocessing() if preprocessing is None else preprocessing)
-    batch = grid.seen.as_tensor()[None].to(device)
-    maps = tendency_maps(network.to(device), batch)
+    maps = tendency_maps(network.to(device), grid.seen.as_tensor()[None].to(device))
+    return write_maps(
+        network,
+        grid,
+        maps,
+        case_id,
+        out,
+        modalities,
+        TrainingCases(training_cases, network.annotators, labels),
+        numbers,
+        header=image.meta.get("source_header") or affine_geometry(image.affine),
+        inputs=image.meta.get("source_sha256", {}),
+        choice=choice,
+        provenance=provenance,
+    )
+
+
+def write_maps(
+    network: AnnotatorTendencyNet,
+    grid: SourceGrid,
+    maps: TendencyMaps,
+    case_id: str,
+    out: str | Path,
+    modalities: Sequence[str],
+    sources: TrainingCases,
+    values: Sequence[int],
+    *,
+    header: ArrayLike,
+    inputs: Mapping[str, str],
+    choice: RegionChoice | None = None,
+    provenance: Provenance | None = None,
+) -> list[Path]:
+    """Write the files of :func:`write_tendency` from maps that are there; all or none.
+
+    Args:
+        network: that made the maps.
+        grid: what it saw, and where that lies.
+        maps: of the case.
+        case_id: gives the names.
+        out: folder, made when missing.
+        modalities: names of the channels.
+        sources: training cases, and the names of annotators and classes.
+        values: of the classes in the ``seg`` files.
+        header: geometry of the image's file, see :func:`~monai_rrr.utils.nifti_file.header_geometry`.
+        inputs: modality -> SHA-256 of its file.
+        choice: of the regions that are explained.
+        provenance: what the network is.
+
+    Returns:
+        The files, the record last.
+
+    Raises:
+        ValueError: When an annotator has a name that files have, or a source is not there.
+        InferenceError: ``heatmap-not-finite``.
+    """
+    if set(RESERVED) & set(network.annotators):
+        raise ValueError(f"annotators can't be called {RESERVED}, got {network.annotators}")
+    chosen = choice or RegionChoice()
     check_heatmaps(maps.tendency[0].cpu().numpy(), case_id=case_id, regions=network.annotators)
-    regions, why = explain_why(network, batch, maps, threshold, least, most, count)
-    stem = safe_name(case_id)
-    header = image.meta.get("source_header") or affine_geometry(image.affine)
-    arrays = _arrays(network, maps, regions, grid, np.asarray(numbers, dtype=np.uint8))
+    batch = grid.seen.as_tensor()[None].to(maps.label.device)
+    regions, why = explain_why(network, batch, maps, chosen.threshold, chosen.least, chosen.most, chosen.count)
+    arrays = _arrays(network, maps, regions, grid, np.asarray(values, dtype=np.uint8))
     contents = {f"_{name}.nii.gz": nifti_bytes(array, header) for name, array in arrays.items()}
-    sources = TrainingCases(training_cases, network.annotators, labels)
-    record = why_record(network, case_id, image, grid, maps, why, sources, threshold)
+    record = why_record(network, case_id, grid, maps, why, sources, chosen.threshold)
     contents["_why.json"] = (json.dumps(record, indent=2) + "\n").encode()
     with style():
         pictures = {
@@ -133,8 +206,8 @@ def write_tendency(
         }
     contents |= {f"_why_{region}.png": picture for region, picture in pictures.items()}
     contents["_why.html"] = why_page(record, pictures).encode("utf-8")
+    stem = safe_name(case_id)
     folder = Path(out) / stem
-    inputs = image.meta.get("source_sha256", {})
     written = write_results(folder, stem, contents, provenance or Provenance(), inputs)
     for stale in set(folder.glob(f"{glob.escape(stem)}_why_*.png")) - set(written):
         stale.unlink()
@@ -142,7 +215,7 @@ def write_tendency(
 
 
 def _arrays(
-    network: AnnotatorTendencyNet, maps: TendencyMaps, regions: Tensor, grid: ImageGrid, values: NDArray[np.uint8]
+    network: AnnotatorTendencyNet, maps: TendencyMaps, regions: Tensor, grid: SourceGrid, values: NDArray[np.uint8]
 ) -> dict[str, NDArray[Any]]:
     """All maps on the grid of the image, by name; one annotator after the other, as the volumes are large."""
     outside = 1 - grid.back(torch.ones(1, *regions.shape))[0]

@@ -22,6 +22,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 from torch import Tensor
@@ -33,6 +34,7 @@ __all__ = ["PatchView", "patch_view", "why_figure"]
 HALF_MM = 24.0
 """From the center to the side of what is shown."""
 
+BAR_MM = 10.0
 BOX = "#CC79A7"
 
 
@@ -49,6 +51,7 @@ class PatchView:
         cross: column and row of the voxel.
         aspect: height over width of a voxel.
         box: columns and rows of the saliency box; may be larger than the planes.
+        column_mm: width of a voxel.
     """
 
     title: str
@@ -59,6 +62,7 @@ class PatchView:
     cross: tuple[int, int]
     aspect: float
     box: tuple[tuple[float, float], tuple[float, float]] | None = None
+    column_mm: float = 1.0
 
 
 def patch_view(
@@ -119,17 +123,17 @@ def patch_view(
         cross=(reach[0], reach[1]),
         aspect=float(size[1] / size[0]),
         box=frame,
+        column_mm=float(size[0]),
     )
 
 
-def why_figure(views: Sequence[PatchView], modalities: Sequence[str], title: str, outlined: str) -> Figure:
+def why_figure(views: Sequence[PatchView], modalities: Sequence[str], title: str) -> Figure:
     """Draw the case on the left and training patches beside it, one row per modality.
 
     Args:
         views: the case first.
         modalities: names of the channels.
         title: sentences above the picture.
-        outlined: what the outlines enclose.
     """
     figure = Figure(
         figsize=(2.5 * max(len(views), 3), 2.5 * len(modalities) + 1.5), layout="constrained", facecolor="white"
@@ -144,19 +148,43 @@ def why_figure(views: Sequence[PatchView], modalities: Sequence[str], title: str
             layout: dict[str, Any] = {"origin": "lower", "aspect": view.aspect, "interpolation": "bilinear"}
             axis.imshow(image, cmap="gray", vmin=window[0], vmax=window[1], **layout)
             _outlines(axis, view)
+        _marks(column[0], view)
         column[0].set_title(view.title, fontsize=8)
     for axis, name in zip(axes[:, 0], modalities, strict=True):
         axis.set_ylabel(TITLES.get(name, name), fontsize=9)
     lines = [
-        Line2D([], [], color=PRED, linewidth=1.6, label=f"annotator: {outlined}"),
-        Line2D([], [], color=TRUTH, linewidth=1.6, linestyle="dashed", label=f"consensus: {outlined}"),
-        Line2D([], [], color="white", marker="+", markeredgecolor=BOX, linewidth=0, label="place"),
+        Line2D([], [], color=PRED, linewidth=1.6, label="outline of the annotator"),
+        Line2D([], [], color=TRUTH, linewidth=1.6, linestyle="dashed", label="outline of the consensus"),
+        Line2D(
+            [],
+            [],
+            color="white",
+            marker="+",
+            markeredgecolor=BOX,
+            linewidth=0,
+            label="place that is explained, or that a prototype is",
+        ),
     ]
     if views[0].box is not None:
-        lines.append(Line2D([], [], color=BOX, linewidth=1, linestyle="dotted", label="what the result here rests on"))
+        lines.append(
+            Line2D(
+                [], [], color=BOX, linewidth=1, linestyle="dotted", label="part of the image that the result rests on"
+            )
+        )
+    note = f"axial, {2 * HALF_MM:.0f} mm wide; R: patient's right; bar: {BAR_MM:.0f} mm"
+    lines.append(Line2D([], [], color="white", label=note))
     figure.legend(handles=lines, loc="outside lower left", ncols=2, fontsize=8)
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     return figure
+
+
+def _marks(axis: Axes, view: PatchView) -> None:
+    """The patient's right, and a bar that gives the size."""
+    halo = [withStroke(linewidth=2, foreground="black")]
+    axis.text(0.03, 0.97, "R", transform=axis.transAxes, color="white", fontsize=8, va="top", path_effects=halo)
+    columns = view.own.shape[1]
+    width = BAR_MM / view.column_mm / columns
+    axis.plot([0.96 - width, 0.96], [0.05] * 2, transform=axis.transAxes, color="white", linewidth=2, path_effects=halo)
 
 
 def _outlines(axis: Axes, view: PatchView) -> None:

@@ -26,8 +26,8 @@ from torch import Tensor
 from monai_rrr.attribution.tendency_region import annotator_posterior
 from monai_rrr.inferers.tendency import TendencyMaps
 from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
-from monai_rrr.report.image_grid import ImageGrid
-from monai_rrr.report.tendency_case import RegionWhy, TrainingPatch, location
+from monai_rrr.report.image_grid import SourceGrid, VolumeGrid
+from monai_rrr.report.tendency_case import Box, Departure, RegionWhy, TrainingPatch, location
 from monai_rrr.report.tendency_picture import PatchView, patch_view, why_figure
 from monai_rrr.transforms.vote_share import vote_share
 from monai_rrr.utils.provenance import INTENDED_USE
@@ -41,16 +41,23 @@ NOTE = (
 )
 
 
+WEAK = 0.5
+"""A similarity below this is called weak."""
+
+
 class TrainingCases:
     """The training cases that prototypes come from; only those that are asked for are read, each once.
 
     Args:
-        cases: in the order in which the prototypes count them.
+        cases: in the order in which the prototypes count them. None: they are not at hand, and only their numbers are
+            known, which is all that weights hold.
         annotators: ids.
         names: of the classes.
     """
 
-    def __init__(self, cases: Sequence[Mapping[str, Any]], annotators: Sequence[str], names: Sequence[str]) -> None:
+    def __init__(
+        self, cases: Sequence[Mapping[str, Any]] | None, annotators: Sequence[str], names: Sequence[str]
+    ) -> None:
         self.cases, self.annotators, self.names = cases, tuple(annotators), tuple(names)
         self._read: dict[int, Mapping[str, Any]] = {}
 
@@ -61,15 +68,18 @@ class TrainingCases:
             ValueError: When it is not there, or has no image or no mask of every annotator.
         """
         if index not in self._read:
-            if index >= len(self.cases):
-                raise ValueError(f"a prototype comes from training case {index}, got {len(self.cases)} training cases")
-            case = self.cases[index]
+            cases = self.cases or ()
+            if index >= len(cases):
+                raise ValueError(f"a prototype comes from training case {index}, got {len(cases)} training cases")
+            case = cases[index]
             shape = tuple(case["annotations"].shape)
             if len(shape) != 4 or case["image"].shape[1:] != shape[1:]:
                 raise ValueError(
                     f"training case {index}: expected image MDHW and annotations RDHW, got "
                     f"{tuple(case['image'].shape)} and {shape}"
                 )
+            if "geometry" in case:
+                case = {**case, "image": VolumeGrid.of(case).seen}
             self._read[index] = case
         return self._read[index]
 
@@ -99,9 +109,10 @@ class TrainingCases:
         return annotations[patch.annotator], consensus.cpu().argmax(0)
 
     def entry(self, patch: TrainingPatch) -> dict[str, Any]:
-        """What ``why.json`` says about a patch."""
+        """What ``why.json`` says about a patch: ``case`` is null where the training cases are not at hand."""
         found: dict[str, Any] = {
-            "case": self.name(patch.case),
+            "case": None if self.cases is None else self.name(patch.case),
+            "case_number": patch.case,
             "annotator": self.annotators[patch.annotator],
             "voxel": list(patch.voxel),
             "cosine": round(patch.similarity, 4),
@@ -109,15 +120,14 @@ class TrainingCases:
             "drawn": self.names[patch.departure.label],
             "consensus": self.names[patch.departure.consensus],
         }
-        mm = location(self[patch.case]["image"], patch.voxel)
+        mm = None if self.cases is None else location(self[patch.case]["image"], patch.voxel)
         return found if mm is None else found | {"mm": mm}
 
 
 def why_record(
     network: AnnotatorTendencyNet,
     case_id: str,
-    image: MetaTensor,
-    grid: ImageGrid,
+    grid: SourceGrid,
     maps: TendencyMaps,
     why: Sequence[RegionWhy],
     sources: TrainingCases,
@@ -126,13 +136,13 @@ def why_record(
     """Return the content of ``why.json``.
 
     Places of the case are voxels of the image's file and mm (right, anterior, superior); those of training cases are
-    voxels of the grid that was trained on, and mm when the case says where it lies.
+    voxels of the grid that was trained on, and mm when the case says where it lies. ``case_number`` counts the training
+    cases from 0, in the order of the training.
 
     Args:
         network: that made the maps.
         case_id: of the case.
-        image: as it was read.
-        grid: how it was prepared.
+        grid: what the network saw, and where it lies.
         maps: of the case.
         why: regions.
         sources: training cases.
@@ -141,7 +151,7 @@ def why_record(
     disputed = maps.disagreement[0] > threshold
     whole = annotator_posterior(maps.probability[0, 1:], maps.label[0], disputed, network.prior_weight[1:])[0]
     seen = np.asarray(grid.seen.affine, dtype=np.float64)
-    to_file = np.linalg.inv(np.asarray(image.affine, dtype=np.float64)) @ seen
+    to_file = np.linalg.inv(grid.affine) @ seen
     volume = abs(float(np.linalg.det(seen[:3, :3])))
     regions = []
     for one in why:
@@ -155,6 +165,7 @@ def why_record(
                 "mm": location(grid.seen, one.center),
                 "who": _shares(sources.annotators, one.found.posterior),
                 "most_like": sources.annotators[one.found.annotator],
+                "stands_out": one.stands_out,
                 "tendency": one.departure.kind,
                 "drawn": sources.names[one.departure.label],
                 "consensus": sources.names[one.departure.consensus],
@@ -202,30 +213,56 @@ def why_picture(
         sources: training cases.
         modalities: names of the channels.
     """
-    annotator, tissue = one.found.annotator, one.departure.kind == "class"
-
-    def outline(classes: Tensor) -> Tensor:
-        return classes == one.departure.label if tissue else classes > 0
-
+    annotator = one.found.annotator
     name = sources.annotators[annotator]
     own, consensus = maps.probability[0, 1 + annotator].argmax(0), maps.probability[0, 0].argmax(0)
-    title = f"this case, {case_id}\n{name} as predicted\nlike {name}: {100 * one.found.posterior[annotator]:.0f} %"
-    views = [patch_view(image, outline(own), outline(consensus), one.center, title, one.box)]
-    views += [_view(patch, sources, outline) for patch in one.patches]
+    title = f"this case, {case_id}\n{name} as predicted, like {name}: {100 * one.found.posterior[annotator]:.0f} %"
+    views = [_outlined(image, own, consensus, one.center, title, one.departure, sources, one.box)]
+    if sources.cases is not None:
+        views += [_view(patch, sources) for patch in one.patches]
     sentences = (one.sentence(sources.annotators, sources.names), one.counterfactual(sources.annotators, sources.names))
-    text = "\n".join(textwrap.fill(sentence, 36 * max(len(views), 3)) for sentence in sentences)
+    text = "\n".join(
+        textwrap.fill(sentence, 36 * max(len(views), 3)) for sentence in [*sentences, *_missing(one, sources)]
+    )
+    return why_figure(views, modalities, text)
+
+
+def _missing(one: RegionWhy, sources: TrainingCases) -> list[str]:
+    """Say why no training patch is shown, and where they are."""
     if not one.patches:
-        text += "\nThere is no training patch that shows this habit."
-    return why_figure(views, modalities, text, sources.names[one.departure.label] if tissue else "all tissue")
+        return ["There is no training patch that shows this habit."]
+    if sources.cases is not None:
+        return []
+    places = "; ".join(f"case {p.case} at voxel {p.voxel}, similarity {p.similarity:.2f}" for p in one.patches)
+    return [f"The training cases are not at hand. The patches it is most like, by number of the case: {places}."]
 
 
-def _view(patch: TrainingPatch, sources: TrainingCases, outline: Any) -> PatchView:
+def _view(patch: TrainingPatch, sources: TrainingCases) -> PatchView:
     own, consensus = sources.drawn(patch)
     words = textwrap.fill(f"{sources.annotators[patch.annotator]} {patch.departure.words(sources.names)}", 34)
-    title = f"training case {sources.name(patch.case)}\n{words}\nsimilarity {patch.similarity:.2f}"
-    view = patch_view(sources[patch.case]["image"], outline(own), outline(consensus), patch.voxel, title)
+    weak = " (weak)" if patch.similarity < WEAK else ""
+    title = f"training case {sources.name(patch.case)}, similarity {patch.similarity:.2f}{weak}\n{words}"
+    image = sources[patch.case]["image"]
+    return _outlined(image, own, consensus, patch.voxel, title, patch.departure, sources)
+
+
+def _outlined(
+    image: MetaTensor,
+    own: Tensor,
+    consensus: Tensor,
+    voxel: Sequence[int],
+    title: str,
+    departure: Departure,
+    sources: TrainingCases,
+    box: Box | None = None,
+) -> PatchView:
+    """Outline what differs: one class where tissues are told apart otherwise, and all tissue elsewhere."""
+    one = departure.label if departure.kind == "class" else None
+    masks = [classes > 0 if one is None else classes == one for classes in (own, consensus)]
+    words = "all tissue" if one is None else sources.names[one]
+    view = patch_view(image, *masks, voxel, f"{title}\noutlined: {words}", box)
     # without a word, a missing outline looks like a defect of the picture
-    return view if view.own.any() else replace(view, title=f"{title}, no outline in this slice")
+    return view if view.own.any() else replace(view, title=f"{view.title}; none by the annotator here")
 
 
 def _shares(annotators: Sequence[str], values: Sequence[float]) -> dict[str, float]:

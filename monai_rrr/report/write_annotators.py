@@ -67,11 +67,15 @@ def write_annotators(
     return write_results(out, "annotators", contents, provenance or Provenance(), {})
 
 
-def annotator_section(cards: Sequence[AnnotatorCard]) -> str:
+def annotator_section(
+    cards: Sequence[AnnotatorCard], title: str = "Habits of the annotators", anchor: str = "annotators"
+) -> str:
     """Return the cards as a part of an HTML page: text is escaped, pictures are inside.
 
     Args:
         cards: of :func:`~monai_rrr.report.annotator_cards`.
+        title: heading of the part.
+        anchor: id of the heading.
 
     Raises:
         ValueError: When there is no card.
@@ -80,7 +84,13 @@ def annotator_section(cards: Sequence[AnnotatorCard]) -> str:
         raise ValueError("expected at least one card, got none")
     with style():
         picture = data_uri(habits_figure(cards))
-    content = {"picture": picture, "classes": CLASSES, "cards": [_lines(card) for card in cards]}
+    content = {
+        "title": title,
+        "anchor": anchor,
+        "picture": picture,
+        "classes": CLASSES,
+        "cards": [_lines(card) for card in cards],
+    }
     return Environment(autoescape=True, trim_blocks=True).from_string(ANNOTATOR_SECTION).render(content)
 
 

@@ -26,9 +26,12 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
+from monai_rrr.data import load_datalist
 from monai_rrr.handlers import TrustAnnotator, majority_consensus
+from monai_rrr.report import write_annotator_report
 from monai_rrr.transforms import BandedConsensus, StapleConsensus
 from monai_rrr.utils.files import sha256
+from monai_rrr.utils.tensor_file import write_tensors
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -64,9 +67,72 @@ def test_training_goes_through_all_stages(trained: Any) -> None:
     assert source[..., 0].max() >= 0
 
 
-def test_evaluation_scores_annotators_and_consensus(trained: Any, team: Path, tmp_path: Path) -> None:
-    trained.run("train.yaml", "evaluate.yaml", dataset_dir=team, output_dir=tmp_path, flips=[0], **NETWORK)
-    rows = trained.rows(tmp_path / "metrics.csv")
+@pytest.fixture(scope="module")
+def strong(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the weights with departures as strong as those of a long training, so that annotators disagree."""
+    weights = torch.load(trained.root / "models" / "model.pt", weights_only=True)
+    for name, value in weights.items():
+        if name.endswith("gamma"):
+            weights[name] = value / value.abs().max()
+    path = tmp_path_factory.mktemp("strong") / "model.pt"
+    write_tensors(path, weights)
+    return path
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained: Any, strong: Path, team: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an evaluation."""
+    out = tmp_path_factory.mktemp("evaluated")
+    trained.run(
+        "train.yaml", "evaluate.yaml", dataset_dir=team, output_dir=out, checkpoint=strong, flips=[0], **NETWORK
+    )
+    return out
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """Files of a case by the part of the name that says what they are."""
+    return {path.name.removeprefix(f"{folder.name}_"): path for path in folder.iterdir()}
+
+
+def volume(path: Path) -> Any:
+    return np.asarray(nib.load(path).dataobj)
+
+
+def names_of_a_case() -> set[str]:
+    names = [*(f"seg_{name}" for name in ("consensus", "mixture", *ANNOTATORS)), *(f"tendency_{n}" for n in ANNOTATORS)]
+    names += ["prob_mean", "who", "who_prob", *(f"disagreement_{kind}" for kind in ("entropy", "js", "region"))]
+    return {f"{name}.nii.gz" for name in names} | {"why.json", "why.html", "provenance.json"}
+
+
+def check_case(folder: Path, images: Path) -> dict[str, Any]:
+    """What holds for the files of every case; returns ``why.json``."""
+    files = files_of(folder)
+    why: dict[str, Any] = json.loads(files["why.json"].read_text())
+    pictures = {f"why_{region['region']}.png" for region in why["regions"]}
+    assert set(files) == names_of_a_case() | pictures
+    record = json.loads(files["provenance.json"].read_text())
+    assert {path.name: sha256(path) for name, path in files.items() if name != "provenance.json"} == record["outputs"]
+    like = nib.load(images / f"{folder.name}_t2.nii.gz")
+    for name in (name for name in files if name.endswith(".nii.gz")):
+        image = nib.load(files[name])
+        assert image.shape[:3] == like.shape
+        np.testing.assert_allclose(image.affine, like.affine, atol=1e-3)
+        whole = name.startswith("seg") or name in ("who.nii.gz", "disagreement_region.nii.gz")
+        assert image.get_data_dtype() == (np.uint8 if whole else np.float32)
+        if name.startswith("seg"):
+            assert set(np.unique(image.get_fdata())) <= {0, 1, 2, 4}
+    who = volume(files["who_prob.nii.gz"])
+    assert who.shape[3] == 1 + len(ANNOTATORS)
+    np.testing.assert_allclose(who.sum(-1), 1, atol=1e-4)
+    np.testing.assert_array_equal(who.argmax(-1), volume(files["who.nii.gz"]))
+    np.testing.assert_allclose(volume(files["prob_mean.nii.gz"]).sum(-1), 1, atol=1e-4)
+    assert volume(files["disagreement_region.nii.gz"]).max() == len(why["regions"])
+    assert why["annotators"] == ANNOTATORS
+    return why
+
+
+def test_evaluation_scores_annotators_and_consensus(trained: Any, evaluated: Path, strong: Path) -> None:
+    rows = trained.rows(evaluated / "metrics.csv")
     assert len({row["case_id"] for row in rows}) == 2
     assert {row["annotator"] for row in rows} == {*ANNOTATORS, "consensus", "all"}
     assert len(rows) == 2 * 8 * 3
@@ -79,9 +145,8 @@ def test_evaluation_scores_annotators_and_consensus(trained: Any, team: Path, tm
         assert 0 <= float(row["dice"] or 0) <= 1
         assert -1 <= float(row["gain"] or 0) <= 1
         assert 0 <= float(row["ged"] or 0) <= 2
-    record = json.loads((tmp_path / "metrics_provenance.json").read_text())
-    assert record["weights_sha256"] == sha256(trained.root / "models" / "model.pt")
-    assert len(list(tmp_path.glob("cases/*/*_seg_a3.nii.gz"))) == 2
+    record = json.loads((evaluated / "metrics_provenance.json").read_text())
+    assert record["weights_sha256"] == sha256(strong)
 
 
 def test_weights_of_other_annotators_are_refused(trained: Any, cohort: Any, tmp_path: Path) -> None:
@@ -91,25 +156,79 @@ def test_weights_of_other_annotators_are_refused(trained: Any, cohort: Any, tmp_
     assert not list(tmp_path.glob("cases/*"))
 
 
-def test_inference_writes_a_mask_for_everyone(trained: Any, cohort: Any, tmp_path: Path) -> None:
-    trained.run("inference.yaml", dataset_dir=cohort.blind, output_dir=tmp_path, **NETWORK)
+def test_evaluation_says_who_and_why(evaluated: Path, cohort: Any, team: Path) -> None:
+    """Prototypes are places of training cases at which their annotator drew what is said."""
+    training = {entry["case_id"]: entry for entry in json.loads((team / "datalist.json").read_text())["training"]}
+    order, shown = list(training), []
+    for folder in sorted((evaluated / "cases").iterdir()):
+        why = check_case(folder, cohort.masked / folder.name)
+        assert set(why["who"]) == set(why["rho"]) == set(ANNOTATORS)
+        for region in why["regions"]:
+            assert sum(region["who"].values()) == pytest.approx(1, abs=1e-3)
+            assert region["most_like"] in ANNOTATORS
+            shown += region["prototypes"]
+    assert shown, "annotators disagree, and prototypes are training patches"
+    for source in shown:
+        assert source["annotator"] in ANNOTATORS
+        assert source["case"] == order[source["case_number"]]
+        image = nib.load(team / training[source["case"]]["annotations"][source["annotator"]])
+        place = np.linalg.inv(image.affine) @ [*source["mm"], 1]
+        inside = (np.round(place[:3]) >= 0) & (np.round(place[:3]) < image.shape)
+        assert inside.all(), "millimeters are those of the training case's files"
+
+
+def test_report_of_the_evaluation(evaluated: Path, team: Path, tmp_path: Path) -> None:
+    cases = load_datalist(team / "datalist.json", section="test", with_annotations=True)
+    text = write_annotator_report(evaluated, cases, "brats2018", tmp_path).read_text("utf-8")
+    for name in ANNOTATORS:
+        assert f"<h3>{name}</h3>" in text
+    assert text.count("<h3>") == 2 * len(ANNOTATORS) + 2, "cards as drawn and as predicted, and two cases"
+
+
+def test_inference_writes_who_and_why_for_everyone(trained: Any, strong: Path, cohort: Any, tmp_path: Path) -> None:
+    """Without the training list, cases of training are numbers."""
+    trained.run("inference.yaml", dataset_dir=cohort.blind, output_dir=tmp_path, checkpoint=strong, **NETWORK)
     folders = sorted((tmp_path / "cases").iterdir())
     assert len(folders) == 6
+    shown = []
     for folder in folders:
-        case = folder.name
-        written = {f"{case}_seg_{name}.nii.gz" for name in ("consensus", *ANNOTATORS)}
-        assert {path.name for path in folder.iterdir()} == written | {f"{case}_provenance.json"}
-        record = json.loads((folder / f"{case}_provenance.json").read_text())
-        assert {name: sha256(folder / name) for name in written} == record["outputs"]
-        assert record["weights_sha256"] == sha256(trained.root / "models" / "model.pt")
+        why = check_case(folder, cohort.blind / folder.name)
+        shown += [source for region in why["regions"] for source in region["prototypes"]]
+        record = json.loads(files_of(folder)["provenance.json"].read_text())
+        assert record["weights_sha256"] == sha256(strong)
         assert record["settings"]["annotators"] == ANNOTATORS
-        like = nib.load(cohort.blind / case / f"{case}_t2.nii.gz")
-        for name in written:
-            image = nib.load(folder / name)
-            assert image.shape == like.shape
-            np.testing.assert_allclose(image.affine, like.affine, atol=1e-3)
-            assert image.get_data_dtype() == np.uint8
-            assert set(np.unique(image.get_fdata())) <= {0, 1, 2, 4}
+    assert shown
+    assert {source["case"] for source in shown} == {None}
+    assert {source["case_number"] for source in shown} <= {0, 1, 2, 3}
+
+
+def test_inference_with_the_training_list_names_training_cases(
+    trained: Any, strong: Path, cohort: Any, team: Path, tmp_path: Path
+) -> None:
+    [first, *_] = sorted(path for path in cohort.blind.iterdir() if path.is_dir())
+    options = {"training_list": team / "datalist.json", "checkpoint": strong, "explained_regions": 1}
+    trained.run("inference.yaml", dataset_dir=first, output_dir=tmp_path, **options, **NETWORK)
+    [folder] = (tmp_path / "cases").iterdir()
+    why = check_case(folder, first)
+    training = [entry["case_id"] for entry in json.loads((team / "datalist.json").read_text())["training"]]
+    assert len(why["regions"]) <= 1
+    for source in [source for region in why["regions"] for source in region["prototypes"]]:
+        assert source["case"] == training[source["case_number"]]
+
+
+def test_controls_train(team: Path, make_runner: Callable[..., Any]) -> None:
+    """All controls at once: permuted annotators, random prototypes, a shuffled tie."""
+    runner = make_runner(NAME)
+    overlays = ("permuted_ids.yaml", "random_prototypes.yaml", "shuffled_tie.yaml")
+    runner.train_here(*overlays, dataset_dir=team, **{**NETWORK, **SHORT, "epochs": 3, "val_interval": 3})
+    settings = record_of(runner.root)["settings"]
+    assert (settings["annotators_permuted"], settings["random_prototypes"], settings["tie"]) == (True, True, "shuffled")
+    weights = torch.load(runner.root / "models" / "model.pt", weights_only=True)
+    for bank in ("shared_bank", "tendency_bank"):
+        assert (weights[f"{bank}.source"] == -1).all()
+        torch.testing.assert_close(
+            weights[f"{bank}.prototype"].norm(dim=-1), torch.ones(weights[f"{bank}.source"].shape[:2])
+        )
 
 
 @pytest.mark.parametrize("estimate", ["banded", "staple"])

@@ -81,7 +81,7 @@ def case(index: int) -> dict[str, Any]:
 class Training:
     """A small training of everything, with what can be asked about it afterwards."""
 
-    def __init__(self, epochs: int = EPOCHS, amp: bool = False) -> None:
+    def __init__(self, epochs: int = EPOCHS, amp: bool = False, random: bool = False) -> None:
         torch.manual_seed(0)
         self.cases = [case(index) for index in range(6)]
         backbone = UNet(3, in_channels=2, out_channels=8, channels=(8, 16), strides=(2,), norm="batch")
@@ -99,7 +99,7 @@ class Training:
         self.prepare = PrepareAnnotations(num_classes=C, regions=((1, 2), (1,)), voxels=512)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.01)
         self.stages = TendencyStages(self.network, self.optimizer)
-        self.bank = PrototypeUpdate(self.network, DataLoader(self.cases, batch_size=4), self.prepare)
+        self.bank = PrototypeUpdate(self.network, DataLoader(self.cases, batch_size=4), self.prepare, random=random)
         self.trainer = SupervisedTrainer(
             device=torch.device("cpu"),
             max_epochs=epochs,
@@ -252,6 +252,16 @@ def test_stages_move_only_what_they_train() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*GradScaler.*")  # 2026-11: MONAI makes a CUDA scaler on CPU, too
+def test_random_prototypes_are_a_control_that_nothing_moves() -> None:
+    training = Training(epochs=5, random=True)
+    training.trainer.run()
+    for offset, bank in enumerate((training.network.shared_bank, training.network.tendency_bank)):
+        expected = copy.deepcopy(bank)
+        expected.randomize(offset)
+        assert torch.equal(bank.prototype, expected.prototype)
+        assert bool((bank.source == -1).all())
+
+
 def test_mixed_precision_trains() -> None:
     training = Training(epochs=3, amp=True)
     training.trainer.run()

@@ -290,6 +290,17 @@ def test_exception(options: dict[str, Any], message: str) -> None:
         make(**options)
 
 
+def test_gamma_has_a_rate_of_its_own() -> None:
+    network = make()
+    others, gammas = network.parameter_groups(0.01, 5.0)
+    assert {id(p) for p in gammas["params"]} == {id(tendency.gamma) for tendency in network.tendencies}
+    assert (others["lr"], gammas["lr"], gammas["weight_decay"]) == (0.01, 0.05, 0.0)
+    both = [id(p) for group in (others, gammas) for p in group["params"]]
+    assert len(both) == len(set(both))
+    assert set(both) == {id(p) for p in network.parameters()}
+    torch.optim.AdamW([others, gammas], weight_decay=0.1)
+
+
 def test_exception_of_a_call() -> None:
     with pytest.raises(ValueError, match=r"annotated must be \(2, 3\), got \(2, 2\)"):
         make()(image(), torch.ones(2, 2, dtype=torch.bool))

@@ -208,6 +208,21 @@ def test_frozen() -> None:
         assert torch.equal(value, before[name]), name
 
 
+def test_random_directions_stay_and_stand_for_no_place() -> None:
+    bank, other = make(), make()
+    bank.randomize(3)
+    other.randomize(3)
+    torch.testing.assert_close(bank.prototype, other.prototype, rtol=0, atol=0)
+    torch.testing.assert_close(bank.prototype.norm(dim=-1), torch.ones(bank.prototype.shape[:2]))
+    before = bank.prototype.clone()
+    count = 40
+    bank.observe(points(count), torch.ones(len(before), count, dtype=torch.bool), 0.5)
+    bank.initialize()
+    bank.push([(points(count), torch.zeros(count, dtype=torch.int64), source_of(0, count))])
+    assert torch.equal(bank.prototype, before)
+    assert bool((bank.source == -1).all())
+
+
 def test_exception() -> None:
     with pytest.raises(ValueError, match="expected embedding n 4 and member 3 n, got"):
         make().observe(points(5), torch.ones(2, 5, dtype=torch.bool))

@@ -33,8 +33,8 @@ from monai_rrr.errors import DataError
 from monai_rrr.handlers import PrototypeUpdate
 from monai_rrr.inferers import tendency_maps
 from monai_rrr.networks import AnnotatorTendencyNet
-from monai_rrr.report import write_tendency
-from monai_rrr.report.tendency_case import Departure, explain_why
+from monai_rrr.report import RegionChoice, SaveTendencyd, write_tendency
+from monai_rrr.report.tendency_case import Departure
 
 SIDE, SPACING = 16, 2.0
 NAMES = ("background", "core", "edema")
@@ -67,13 +67,13 @@ def toy_case(index: int) -> dict[str, Any]:
 class Toy:
     """A network that has learned what annotators do, and the cases it learned from."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 3) -> None:
         torch.manual_seed(0)
         self.cases = [toy_case(index) for index in range(4)]
         backbone = UNet(3, in_channels=2, out_channels=8, channels=(8, 16), strides=(2,), norm="batch")
         self.network = AnnotatorTendencyNet(
             ["a_large", "b_small", "c_plain"],
-            num_classes=3,
+            num_classes=classes,
             backbone=backbone,
             features=8,
             regions=2,
@@ -91,7 +91,9 @@ class Toy:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        self.prepare = PrepareAnnotations(num_classes=3, spacing=(SPACING,) * 3, regions=((1, 2), (1,)), voxels=64)
+        self.prepare = PrepareAnnotations(
+            num_classes=classes, spacing=(SPACING,) * 3, regions=((1, 2), (1,)), voxels=64
+        )
         plain = [{**case, "image": case["image"].as_tensor()} for case in self.cases]
         PrototypeUpdate(self.network, DataLoader(plain, batch_size=4), self.prepare).push()
         self.unseen = toy_case(100)
@@ -217,6 +219,13 @@ def test_page_holds_sentences_and_pictures(files: dict[str, Path]) -> None:
     assert "http" not in page
 
 
+def outlined(path: Path) -> int:
+    """How many pixels have the color of an annotator's outline."""
+    with Image.open(path) as picture:
+        colors = np.asarray(picture.convert("RGB")).astype(int)
+    return int((np.abs(colors - (0xE6, 0x9F, 0x00)).max(2) < 12).sum())
+
+
 def test_pictures(toy: Toy, files: dict[str, Path], tmp_path: Path) -> None:
     with Image.open(files["why_1.png"]) as picture:
         colors = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
@@ -225,17 +234,92 @@ def test_pictures(toy: Toy, files: dict[str, Path], tmp_path: Path) -> None:
     stale = tmp_path / "a%2Fb" / "a%2Fb_why_9.png"
     stale.parent.mkdir()
     stale.write_bytes(b"of an earlier run")
-    again = write(toy, tmp_path, most=1)
+    again = write(toy, tmp_path, choice=RegionChoice(most=1))
     assert not stale.exists()
     assert [name for name in again if name.endswith(".png")] == ["why_1.png"]
     assert again["seg_a_large.nii.gz"].read_bytes() == files["seg_a_large.nii.gz"].read_bytes()
 
 
 def test_label_values_and_a_case_without_disagreement(toy: Toy, tmp_path: Path) -> None:
-    found = write(toy, tmp_path, values=(0, 4, 2), threshold=1.0)
+    found = write(toy, tmp_path, values=(0, 4, 2), choice=RegionChoice(threshold=1.0))
     assert set(np.unique(values(found["seg_a_large.nii.gz"]))) == {0, 2, 4}
     assert json.loads(found["why.json"].read_text("utf-8"))["regions"] == []
     assert not [name for name in found if name.endswith(".png")]
+
+
+def test_without_the_training_cases(toy: Toy, files: dict[str, Path], tmp_path: Path) -> None:
+    found = write(toy, tmp_path, training_cases=None)
+    known, alone = (json.loads(paths["why.json"].read_text("utf-8")) for paths in (files, found))
+    for one, other in zip(known["regions"], alone["regions"], strict=True):
+        for full, bare in zip(one["prototypes"], other["prototypes"], strict=True):
+            assert (full["case"], bare["case"]) == (f"t {full['case_number']}", None)
+            assert bare["case_number"] == full["case_number"]
+            assert bare["voxel"] == full["voxel"]
+            assert "mm" not in bare
+    assert 0 < outlined(found["why_1.png"]) < outlined(files["why_1.png"]), "the case alone"
+
+
+def sample_of(toy: Toy) -> dict[str, Any]:
+    """The unseen case as a bundle has it: on the grid of the network, and where its file lies."""
+    image = toy.unseen["image"].as_tensor()
+    lies = np.diag([SPACING, SPACING, SPACING, 1.0])
+    file = np.diag([-SPACING, SPACING, SPACING, 1.0])
+    file[0, 3] = SPACING * (SIDE + 3)
+    geometry = {"affine": lies, "source_affine": file, "source_shape": np.array([SIDE + 5, SIDE, SIDE])}
+    return {"case_id": "b", "image": image, "geometry": geometry, "source_sha256": {"flair": "1" * 64, "t1": ""}}
+
+
+def saver(toy: Toy, out: Path, **options: Any) -> SaveTendencyd:
+    """Four classes, as bundles have: the third is never drawn."""
+    return SaveTendencyd(str(out), toy.network, "brats2018", MODALITIES, **options)
+
+
+def test_last_step_of_a_bundle(tmp_path: Path) -> None:
+    toy = Toy(classes=4)
+    sample = sample_of(toy)
+    image = sample["image"]
+    image[:, 0] = 0  # air
+    cases = [{**case, "image": case["image"].as_tensor(), "geometry": {**sample["geometry"]}} for case in toy.cases]
+    probability = tendency_maps(toy.network, image[None]).probability[0]
+    averaged = 0.9 * probability + 0.1 * probability.mean(0)
+    result = saver(toy, tmp_path, training_cases=cases)({**sample, "pred": averaged})
+    assert result["pred"] is averaged
+    found = {path.name.removeprefix("b_"): path for path in (tmp_path / "b").iterdir()}
+    assert {"why.json", "why_1.png", "provenance.json"} <= set(found)
+    assert json.loads(found["provenance.json"].read_text())["inputs"] == {"flair": "1" * 64}
+    shape, there = (SIDE + 5, SIDE, SIDE), slice(4, SIDE + 4)
+    for index, name in enumerate(("consensus", *toy.network.annotators)):
+        label = values(found[f"seg_{name}.nii.gz"])
+        assert label.shape == shape
+        expected = averaged[index].argmax(0).numpy()[::-1]
+        np.testing.assert_array_equal(label[there], np.array([0, 1, 2, 4])[expected])
+        assert not label[:4].any()
+    who = values(found["who_prob.nii.gz"])
+    np.testing.assert_allclose(who.sum(-1), 1, atol=1e-5)
+    assert (who[there][-1, :, :, 0] == 1).all(), "what lies outside of the brain is shared"
+    case = json.loads(found["why.json"].read_text())["regions"][0]["prototypes"][0]
+    assert case["case"] == f"t {case['case_number']}"
+    np.testing.assert_allclose(case["mm"], SPACING * np.asarray(case["voxel"]))
+    with pytest.raises(ValueError, match="expected probability"):
+        saver(toy, tmp_path / "other")({**sample, "pred": averaged[1:]})
+    assert not (tmp_path / "other").exists()
+
+
+def test_random_prototypes_stand_for_no_patch(tmp_path: Path) -> None:
+    toy = Toy(classes=4)
+    for bank in (toy.network.shared_bank, toy.network.tendency_bank):
+        bank.randomize(0)
+    sample = sample_of(toy)
+    maps = tendency_maps(toy.network, sample["image"][None])
+    saver(toy, tmp_path)({**sample, "pred": maps.probability[0]})
+    record = json.loads((tmp_path / "b" / "b_why.json").read_text())
+    assert record["regions"]
+    assert all(region["prototypes"] == [] for region in record["regions"])
+
+
+def test_a_saver_needs_the_four_classes(toy: Toy, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected 3 names of classes"):
+        saver(toy, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +336,7 @@ def test_words(departure: Departure, kind: str, words: str) -> None:
 
 
 def test_exception(toy: Toy, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected 3 values, 2 modalities and 1 to 255 regions"):
+    with pytest.raises(ValueError, match="expected 3 values and 2 modalities"):
         write(toy, tmp_path, values=(0, 1))
     with pytest.raises(ValueError, match="expected 3 names of classes"):
         write(toy, tmp_path, names=("a",))
@@ -260,10 +344,19 @@ def test_exception(toy: Toy, tmp_path: Path) -> None:
         write(toy, tmp_path, training_cases=[])
     with pytest.raises(ValueError, match="expected the cases of the training, in its order"):
         write(toy, tmp_path, training_cases=[toy.unseen] * 4)
-    fresh = AnnotatorTendencyNet(["a", "b"], 3, toy.network.backbone, features=8, regions=2, width=16, queue=1024)
-    maps = tendency_maps(toy.network, toy.unseen["image"].as_tensor()[None])
+    with pytest.raises(ValueError, match="expected 0 to 255 regions, got 256"):
+        RegionChoice(most=256)
+    fresh = Toy.__new__(Toy)
+    fresh.network = AnnotatorTendencyNet(
+        ["a", "b"], 3, toy.network.backbone, features=8, regions=2, width=16, queue=1024
+    )
+    fresh.cases, fresh.image = toy.cases, toy.image
     with pytest.raises(ValueError, match="expected prototypes that are training patches, got none"):
-        explain_why(fresh, toy.unseen["image"].as_tensor()[None], maps)
+        write(fresh, tmp_path)
+    fresh.network = AnnotatorTendencyNet(["a", "mixture"], 3, toy.network.backbone, features=8, queue=1024)
+    fresh.network.tendency_bank.source.fill_(0)
+    with pytest.raises(ValueError, match="annotators can't be called"):
+        write(fresh, tmp_path)
     air = Toy.__new__(Toy)
     air.network, air.cases, air.image = toy.network, toy.cases, MetaTensor(torch.zeros(2, 4, 4, 4))
     with pytest.raises(DataError, match="image with values other than 0"):

@@ -40,6 +40,7 @@ def test_there_are_tutorials() -> None:
         "02_find_and_repair_a_shortcut",
         "03_fine_tune_without_labels",
         "04_classifier_to_segmenter",
+        "05_who_and_why",
     ]
 
 
@@ -79,5 +80,5 @@ def test_j1_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         cell.source = cell.source.replace("FAST = False", "FAST = True")
     NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
     pictures = [out for cell in notebook.cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
-    assert len(pictures) == 3
+    assert len(pictures) >= 3
     assert list(tmp_path.iterdir()) == []

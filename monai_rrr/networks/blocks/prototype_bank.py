@@ -168,6 +168,15 @@ class PrototypeBank(nn.Module):
         return started
 
     @torch.no_grad()
+    def randomize(self, seed: int = 0) -> None:
+        """Put random directions in place of all prototypes and freeze them: a control. They stand for no place."""
+        generator = torch.Generator().manual_seed(seed)
+        self.prototype.copy_(F.normalize(torch.randn(self.prototype.shape, generator=generator), dim=-1))
+        self.source.fill_(-1)
+        self.nearest_source.fill_(-1)
+        self.frozen.fill_(True)
+
+    @torch.no_grad()
     def push(self, candidates: Iterable[tuple[Tensor, Tensor, Tensor]], apart: int = 2) -> None:
         """Replace every prototype by the most similar real embedding of its group, and freeze the groups.
 

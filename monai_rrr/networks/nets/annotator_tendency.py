@@ -216,6 +216,23 @@ class AnnotatorTendencyNet(nn.Module):
         """Return what makes annotators differ: kernels, ``gamma`` and the scale ``s``."""
         return [*self.tendencies.parameters(), self.log_scale]
 
+    def parameter_groups(self, learning_rate: float, gamma_factor: float = 10.0) -> list[dict[str, Any]]:
+        """Return all parameters for an optimizer, with a larger rate for ``gamma``.
+
+        Each ``gamma`` is one number that starts at 0 and decides how far an annotator departs at all: at the rate of
+        the others, training ends before it is where it has to be. Weight decay would pull it back to 0: it has none.
+
+        Args:
+            learning_rate: of all others.
+            gamma_factor: times that for ``gamma``.
+        """
+        gammas = [tendency.gamma for tendency in self._subsets()]
+        others = [p for name, p in self.named_parameters() if not name.endswith(".gamma")]
+        return [
+            {"params": others, "lr": learning_rate},
+            {"params": gammas, "lr": gamma_factor * learning_rate, "weight_decay": 0.0},
+        ]
+
     @torch.no_grad()
     def set_reliability(self, rho: Tensor, shared: float | None = None) -> None:
         """Set how much each annotator counts for the consensus; constant within an epoch.
