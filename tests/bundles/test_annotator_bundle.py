@@ -221,7 +221,7 @@ def test_controls_train(team: Path, make_runner: Callable[..., Any]) -> None:
     runner = make_runner(NAME)
     overlays = ("permuted_ids.yaml", "random_prototypes.yaml", "shuffled_tie.yaml")
     runner.train_here(*overlays, dataset_dir=team, **{**NETWORK, **SHORT, "epochs": 3, "val_interval": 3})
-    settings = record_of(runner.root)["settings"]
+    settings = runner.record()["settings"]
     assert (settings["annotators_permuted"], settings["random_prototypes"], settings["tie"]) == (True, True, "shuffled")
     weights = torch.load(runner.root / "models" / "model.pt", weights_only=True)
     for bank in ("shared_bank", "tendency_bank"):
