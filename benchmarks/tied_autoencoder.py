@@ -22,7 +22,8 @@ r"""Tags on all cases, masks on few: the tied autoencoder against U-Nets, a CAM 
 ``prepare`` alone needs the images; what it writes is all that ``run`` reads. ``run`` first chooses a learning rate for
 each arm on a quarter of the training cases, then works through the comparison, the most telling runs first, and then
 through the ablations. Every finished run is one file, which is not made again. ``--folds`` instead of ``--test`` cross-
-validates within one cohort; ``--rates`` takes the learning rates that another ``run`` chose.
+validates within one cohort; ``--rates`` takes the learning rates that another ``run`` chose; ``--variant`` runs all
+arms, not only the tied one, with one of the ablations, such as ``fresh_zscore``.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.multiprocessing as mp
-from sklearn.metrics import roc_auc_score
 from tied_arms import ARMS
 from tied_data import Cohort, prepare
 from tied_table import write_table
 from tied_train import DEFAULTS, run
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 RATES = (1e-3, 3e-3, 1e-2)
 TUNING = {"share": 0.2, "seed": 100}
@@ -56,22 +57,30 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "norm_group": {"norm": "group"},
     "proportional": {"sampling": "proportional"},
     "zscore": {"input": "zscore"},
+    "fresh": {"sampling": "mixed"},
+    "fresh_zscore": {"sampling": "mixed", "input": "zscore"},
 }
 _COHORTS: dict[str, Cohort] = {}
 
 
 def comparison(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Configurations in the order of what they tell."""
+    common = variant_of(arguments)
     for seed in arguments.seeds:
         if "classifier" in arguments.arms:
-            yield {"arm": "classifier", "share": 0.0, "seed": seed}
+            yield {"arm": "classifier", "share": 0.0, "seed": seed, **common}
         for share in arguments.shares:
             for arm in arguments.arms:
                 if arm != "classifier":
-                    yield {"arm": arm, "share": share, "seed": seed}
+                    yield {"arm": arm, "share": share, "seed": seed, **common}
     for seed in arguments.seeds:
-        for name in arguments.ablations:
+        for name in arguments.ablations if "tied" in arguments.arms else ():
             yield {"arm": "tied", "share": arguments.ablation_share, "seed": seed, "variant": name, **ABLATIONS[name]}
+
+
+def variant_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What all arms do differently, and its name."""
+    return {"variant": arguments.variant, **ABLATIONS[arguments.variant]} if arguments.variant else {}
 
 
 def name_of(config: dict[str, Any]) -> str:
@@ -130,21 +139,39 @@ def work_all(pool: Any, configs: Iterable[dict[str, Any]], arguments: argparse.N
         print(f"[{count}/{len(tasks)}] {line}", flush=True)
 
 
-def rate_of(out: Path, arm: str) -> tuple[float, dict[str, float]]:
-    """Learning rate of an arm that did best on the cases held out for it, and the scores of all."""
+def rate_of(out: Path, arm: str, variant: str) -> tuple[float, dict[str, float]]:
+    """Learning rate of an arm that did best on the cases held out for it, and the scores of all.
+
+    Arms that segment are ranked by Dice of WT, a classifier by minus the cross-entropy of its tags, which is defined
+    where all cases have one kind of tag and AUROC is not.
+    """
     scores = {}
-    for file in sorted(out.glob(f"{arm}_share{TUNING['share']:g}_seed{TUNING['seed']}_lr*.json")):
+    stem = name_of({"arm": arm, "variant": variant, **TUNING})
+    for file in sorted(out.glob(f"{stem}_lr*.json")):
         record = json.loads(file.read_text(encoding="utf-8"))
         if "dice" in record:
-            values = [row[0] for row in record["dice"] if row[0] is not None]
-            scores[f"{record['config']['lr']:g}"] = float(np.mean(values))
+            score = float(np.mean([row[0] for row in record["dice"] if row[0] is not None]))
         else:
-            tags = np.asarray(record["tags"])
-            scores[f"{record['config']['lr']:g}"] = float(
-                np.mean([roc_auc_score(tags[:, k], np.asarray(record["logits"])[:, k]) for k in range(tags.shape[1])])
-            )
+            logits, tags = (torch.tensor(record[name]) for name in ("logits", "tags"))
+            score = -float(binary_cross_entropy_with_logits(logits, tags))
+        scores[f"{record['config']['lr']:g}"] = score
     best = max(scores, key=lambda rate: scores[rate]) if scores else f"{DEFAULTS['lr']:g}"
     return float(best), {rate: round(score, 4) for rate, score in scores.items()}
+
+
+def tuned(arguments: argparse.Namespace, fixed: dict[str, Any], pool: Any, end: float) -> dict[str, float]:
+    """Choose a learning rate for each arm, and note what was chosen beside earlier choices."""
+    common = {**TUNING, "tuning": True, **fixed, **variant_of(arguments)}
+    tuning = ({"arm": arm, "lr": rate, **common} for rate in RATES for arm in arguments.arms)
+    work_all(pool, tuning, arguments, end)
+    file = arguments.out / "rates.json"
+    noted = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    rates = {}
+    for arm in arguments.arms:
+        rates[arm], scores = rate_of(arguments.out, arm, arguments.variant)
+        noted[f"{arm} {arguments.variant}".strip()] = {"rate": rates[arm], "scores": scores}
+    file.write_text(json.dumps(noted, indent=1), encoding="utf-8")
+    return rates
 
 
 def run_all(arguments: argparse.Namespace) -> None:
@@ -154,22 +181,18 @@ def run_all(arguments: argparse.Namespace) -> None:
     fixed = {"steps": arguments.steps, "filters": arguments.filters, "batch_size": arguments.batch_size}
     fixed |= json.loads(arguments.set)
     pool = mp.get_context("spawn").Pool(arguments.jobs) if arguments.jobs > 1 else None
-    rates = {} if arguments.rates is None else json.loads((arguments.rates / "rates.json").read_text(encoding="utf-8"))
     if arguments.rates is None:
-        tuning = (
-            {"arm": arm, **TUNING, "lr": rate, "tuning": True, **fixed} for rate in RATES for arm in arguments.arms
-        )
-        work_all(pool, tuning, arguments, end)
-        for arm in arguments.arms:
-            rate, scores = rate_of(arguments.out, arm)
-            rates[arm] = {"rate": rate, "scores": scores}
-    (arguments.out / "rates.json").write_text(json.dumps(rates, indent=1), encoding="utf-8")
-    print({arm: found["rate"] for arm, found in rates.items()}, flush=True)
+        rates = tuned(arguments, fixed, pool, end)
+    else:
+        known = json.loads((arguments.rates / "rates.json").read_text(encoding="utf-8"))
+        if not (arguments.out / "rates.json").exists():
+            (arguments.out / "rates.json").write_text(json.dumps(known, indent=1), encoding="utf-8")
+        named = {arm: f"{arm} {arguments.variant}".strip() for arm in arguments.arms}
+        rates = {arm: known.get(name, known[arm])["rate"] for arm, name in named.items()}
+    print(rates, flush=True)
     folds: list[dict[str, Any]] = [{"fold": fold} for fold in range(arguments.folds)] or [{}]
     configs = (
-        {**fixed, **config, "lr": rates[config["arm"]]["rate"], **fold}
-        for config in comparison(arguments)
-        for fold in folds
+        {**fixed, **config, "lr": rates[config["arm"]], **fold} for config in comparison(arguments) for fold in folds
     )
     work_all(pool, configs, arguments, end)
     if pool is not None:
@@ -195,6 +218,7 @@ def parse() -> argparse.Namespace:
     go.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     go.add_argument("--shares", nargs="+", type=float, default=[0.1, 0.05, 1.0, 0.2, 0.5])
     go.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    go.add_argument("--variant", default="", choices=["", *ABLATIONS], help="what all arms do differently")
     go.add_argument("--ablations", nargs="*", choices=ABLATIONS, default=list(ABLATIONS))
     go.add_argument("--ablation-share", type=float, default=0.1)
     go.add_argument("--steps", type=int, default=DEFAULTS["steps"])

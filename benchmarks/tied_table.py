@@ -100,6 +100,7 @@ def summarize(groups: dict[Key, list[Record]], regions: Sequence[str]) -> list[R
             "runs": len(records),
             "masks": sorted({record["masks"] for record in records}),
             "lr": records[0]["config"]["lr"],
+            "device": sorted({record["device"] for record in records}),
             "parameters": records[0]["parameters"],
             "step_ms": round(1000 * statistics.median(record["step_seconds"] for record in records), 1),
         }
@@ -109,7 +110,7 @@ def summarize(groups: dict[Key, list[Record]], regions: Sequence[str]) -> list[R
             row["controls"] = controls_of(records)
         if "logits" in records[0]:
             row["auroc"] = auroc_of(records)
-        tied = groups.get(("tied", "", share))
+        tied = groups.get(("tied", "" if arm == "tied" else variant, share))
         if tied and "dice" in records[0] and (arm, variant) != ("tied", ""):
             row["tied_minus_this"] = difference(tied, records, 0)
         rows.append(row)
@@ -117,26 +118,30 @@ def summarize(groups: dict[Key, list[Record]], regions: Sequence[str]) -> list[R
 
 
 def bars(groups: dict[Key, list[Record]]) -> Record:
-    """What was asked of the tied autoencoder, and what came out; ``None`` where runs are missing."""
+    """What was asked of the tied autoencoder, and what came out; ``None`` where nothing was asked or runs are missing.
+
+    A variant that all arms have is held against the same bars.
+    """
     found: Record = {}
-    for share in sorted({key[2] for key in groups if key[0] == "tied" and not key[1]}):
-        tied, other = groups["tied", "", share], groups.get(("multitask", "", share), [])
-        minus = difference(tied, other, 0) if other else None
-        asked = None
-        if minus is not None and share <= 0.1:
-            asked = minus[0] >= 0.03 and minus[1] > 0
-        elif minus is not None and share == 1:
-            asked = minus[0] >= -0.02
-        found[f"WT, tied minus multitask, {share:g} masks"] = {"difference": minus, "met": asked}
+    for variant, share in sorted({key[1:] for key in groups if key[0] == "tied"}):
+        tied, other = groups["tied", variant, share], groups.get(("multitask", variant, share))
+        plain = groups.get(("classifier", variant, 0.0))
+        label = f"{share:g} masks" + (f", {variant}" if variant else "")
         if other:
+            minus = difference(tied, other, 0)
+            asked = None
+            if minus is not None and share <= 0.1:
+                asked = minus[0] >= 0.03 and minus[1] > 0
+            elif minus is not None and share == 1:
+                asked = minus[0] >= -0.02
+            found[f"WT, tied minus multitask, {label}"] = {"difference": minus, "met": asked}
             ratio = tied[0]["parameters"] / other[0]["parameters"]
             found["parameters of tied over multitask"] = {"ratio": round(ratio, 3), "met": ratio <= 0.55}
-        plain = groups.get(("classifier", "", 0.0))
         if plain:
             pairs = zip(auroc_of(tied), auroc_of(plain), strict=True)
             change = [None if a is None or b is None else round(a - b, 4) for a, b in pairs]
             met = all(value is None or value >= -0.01 for value in change)
-            found[f"AUROC, tied minus classifier, {share:g} masks"] = {"difference": change, "met": met}
+            found[f"AUROC, tied minus classifier, {label}"] = {"difference": change, "met": met}
     return found
 
 
@@ -154,15 +159,15 @@ def markdown(record: Record, regions: Sequence[str]) -> str:
     lines = [
         "# Tied autoencoder by share of masks",
         "",
-        f"{record['device']}, {record['date']}, {record['settings']}.",
+        f"{record['date']}, {record['settings']}; the name of a variant says what it does differently.",
         "",
         "Dice with 95 % interval over test cases that show the region, seeds averaged first; in cases without tumor "
         "the share of the brain said to be WT; AUROC of the tags WT, TC, ET.",
         "",
         "| masks | arm | runs | "
         + " | ".join(regions)
-        + " | controls | AUROC | tied minus this, WT | parameters | ms |",
-        "|" + "---|" * (8 + len(regions)),
+        + " | controls | AUROC | tied minus this, WT | parameters | ms | device |",
+        "|" + "---|" * (9 + len(regions)),
     ]
 
     def interval(value: list[float] | None) -> str:
@@ -174,7 +179,7 @@ def markdown(record: Record, regions: Sequence[str]) -> str:
         cells = [f"{row['share']:g}", f"{row['arm']} {row['variant']}".strip(), str(row["runs"])]
         cells += [interval(row.get(name)) for name in regions]
         cells += ["" if controls is None else f"{controls:.4f}", auroc, interval(row.get("tied_minus_this"))]
-        cells += [str(row["parameters"]), str(row["step_ms"])]
+        cells += [str(row["parameters"]), str(row["step_ms"]), ", ".join(row["device"])]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "| asked | found | met |", "|---|---|---|"]
     for name, bar in record["bars"].items():
@@ -190,14 +195,15 @@ def write_table(out: Path, result: Path) -> None:
     first = next(iter(groups.values()))[0]
     names = ("steps", "batch_size", "filters", "rule", "norm", "first", "normalize", "sampling", "input")
     rates = out / "rates.json"
+    rows = summarize(groups, first["regions"])
     record = {
         "date": time.strftime("%Y-%m-%d"),
-        "device": first["device"],
+        "device": sorted({name for row in rows for name in row["device"]}),
         "versions": {name: version(name) for name in ("monai", "torch", "numpy")},
         "settings": {name: first["config"][name] for name in names if name in first["config"]},
         "rates": json.loads(rates.read_text(encoding="utf-8")) if rates.exists() else {},
         "bars": bars(groups),
-        "rows": summarize(groups, first["regions"]),
+        "rows": rows,
     }
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from itertools import count
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "batch_size": 4,
     "lr": 3e-3,
     "scale_lr": 10.0,  # times lr, for scale and offset of maps
-    "sampling": "mixed",
+    "sampling": "repeated",  # how the first figures came about; mixed: other batches in every pass through the cases
     "input": "unit",
     "amp": False,
 }
@@ -68,7 +69,9 @@ def batches(has_mask: list[bool], arm: str, config: Mapping[str, Any]) -> Iterat
         sampler: Any = BatchSampler(RandomSampler(has_mask, generator=generator), size, True)
     else:
         sampler = MixedBatchSampler(has_mask, size, seed=seed)
-    while True:
+    for epoch in count():
+        if config["sampling"] == "mixed":
+            sampler.set_epoch(epoch)
         yield from sampler
 
 
@@ -102,6 +105,8 @@ def train(network: nn.Module, cohort: Cohort, has_mask: list[bool], config: Mapp
         index = next(order)
         batch = batch_of(cohort, index, augment)
         batch |= {"class_label": tags[index], "has_mask": known[index]}
+        if device.type == "cpu":
+            batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last_3d)
         with torch.autocast(device.type, torch.bfloat16, enabled=config["amp"]):
             trace = record(network, batch["image"], () if arm == "classifier" else (LAYER,))
         loss = deep_loss(trace.logits.float(), batch) if arm == "dynunet" else objective(trace, batch)[0]
@@ -163,6 +168,8 @@ def run(train_cohort: Cohort, test_cohort: Cohort, config: Mapping[str, Any]) ->
     device = train_cohort.image.device
     scaled = [cohort.part(range(len(cohort)), config["input"]) for cohort in (train_cohort, test_cohort)]
     network = build(config).to(device)
+    if device.type == "cpu":  # nearly twice as fast for few channels
+        network.to(memory_format=torch.channels_last_3d)
     listed = [{"case_id": name, "label": name} for name in train_cohort.case_id]
     has_mask = ["label" in case for case in keep_labels(listed, config["share"], config["seed"])]
     seconds = train(network, scaled[0], has_mask, config)

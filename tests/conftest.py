@@ -73,7 +73,7 @@ def _fixed_random_state() -> None:
 
 @pytest.fixture
 def open_files() -> Callable[[Path], list[str]]:
-    """Return what lists the files below a folder that this process holds open; others come and go with the collector."""
+    """Return what lists the files below a folder that this process holds open; others come and go."""
     descriptors = Path("/proc/self/fd")
     if not descriptors.exists():
         pytest.skip("open files are listed in /proc")

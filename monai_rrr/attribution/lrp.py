@@ -156,7 +156,7 @@ def propagate(
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"LRP needs a network with logits of shape B K, got {got}")
-    columns = class_columns(class_idx, len(logits))
+    columns = class_columns(class_idx, logits.shape[0])
     check_classes(columns, logits.shape[1])
     with torch.autocast(logits.device.type, enabled=False):
         logits = single_precision(logits)

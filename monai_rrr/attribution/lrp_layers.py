@@ -85,7 +85,7 @@ def pass_on(call: LayerCall, relevance: Tensor) -> Tensor:
 
 def reshape_back(call: LayerCall, relevance: Tensor) -> Tensor:
     """Undo a change of shape that keeps the order of the elements."""
-    return relevance.reshape(len(relevance), *call.x.shape)
+    return relevance.reshape(relevance.shape[0], *call.x.shape)
 
 
 def weighted(call: LayerCall, relevance: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def pool_max(call: LayerCall, relevance: Tensor) -> Tensor:
         _, index = pool(
             call.x, kernel, stride, padding or 0, dilation or 1, bool(call.option("ceil_mode", 4)), return_indices=True
         )
-    index = index.flatten(2).expand(len(relevance), -1, -1, -1)
+    index = index.flatten(2).expand(relevance.shape[0], -1, -1, -1)
     empty = torch.zeros(*relevance.shape[:3], call.x[0, 0].numel(), dtype=relevance.dtype, device=relevance.device)
     return empty.scatter_add(3, index, relevance.flatten(3)).reshape(*relevance.shape[:3], *call.x.shape[2:])
 

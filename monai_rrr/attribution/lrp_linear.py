@@ -111,12 +111,14 @@ class Convolution:
             # the same map as a convolution with mirrored weights: on CPU twice as fast for few channels
             mirrored = weight.transpose(0, 1).flip(tuple(range(2, weight.ndim)))
             several = min(4, 16 // len(mirrored)) if y.device.type == "cpu" and self.dilation[-1] == 1 else 1
-            if several > 1:
+            if several > 1 and not _exporting():
                 return _packed(y, mirrored, back, self.dilation, several)
             return _CONV[len(self.stride) - 1](y, mirrored, None, 1, back, self.dilation)
-        axes = zip(size[1:], y.shape[2:], self.stride, self.padding, self.dilation, weight.shape[2:], strict=True)
-        missing = tuple(n - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for n, out, s, p, d, k in axes)
-        return self._up(y, weight, missing)
+        # up to a stride less one is missing; cutting it off keeps sizes out of the options, which exporters want fixed
+        up = self._up(y, weight, [s - 1 for s in self.stride])
+        for axis, n in enumerate(size[1:], start=2):
+            up = up.narrow(axis, 0, n)
+        return up
 
     def of_ones(self, x: Tensor, weight: Tensor) -> Tensor:
         # all channels are the same: one per group of inputs that share an output will do
@@ -141,6 +143,12 @@ class Convolution:
     def _up(self, y: Tensor, weight: Tensor, output_padding: Sequence[int]) -> Tensor:
         conv = _CONV_TRANSPOSE[len(self.stride) - 1]
         return conv(y, weight, None, self.stride, self.padding, output_padding, self.groups, self.dilation)
+
+
+def _exporting() -> bool:
+    """Whether a graph is being made that other devices and sizes have to run."""
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing or torch.compiler.is_exporting()
 
 
 def _packed(y: Tensor, weight: Tensor, padding: Sequence[int], dilation: tuple[int, ...], several: int) -> Tensor:
@@ -234,7 +242,7 @@ def normalization(module: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     else:
         weight, bias = (None if p is None else p.reshape(shape) for p in (weight, bias))
         if isinstance(module, nn.GroupNorm):
-            groups = x.reshape(len(x), module.num_groups, -1)
+            groups = x.reshape(x.shape[0], module.num_groups, -1)
             stats = (
                 s.repeat_interleave(x.shape[1] // module.num_groups, 1) for s in torch.var_mean(groups, 2, correction=0)
             )

@@ -20,8 +20,6 @@ from .annotator_team import TeamSettings
 from .annotators import make_annotators, read_annotators, replay_annotators
 from .brain_box import BrainBox, make_brain_box, tag_extents
 from .cache import BrainBoxCache
-from .consensus import soft_vote, vote
-from .consensus_em import BANDS_MM, Consensus, consensus_em, consensus_staple
 from .datalist import Case, load_datalist
 from .decoy import load_decoy, make_decoy, replay_decoy
 from .decoy_plan import DecoySettings
@@ -42,11 +40,9 @@ from .verify import VerifyReport, verify_cases, verify_dataset
 __all__ = [
     "keep_labels",
     "AnnotatorSettings",
-    "BANDS_MM",
     "BrainBox",
     "BrainBoxCache",
     "Case",
-    "Consensus",
     "CaseLoader",
     "EpochLoader",
     "DecoySettings",
@@ -61,8 +57,6 @@ __all__ = [
     "annotator_weights",
     "check_annotations",
     "check_tags",
-    "consensus_em",
-    "consensus_staple",
     "derive_tags",
     "generate_cohort",
     "leave_one_fold_out",
@@ -81,11 +75,9 @@ __all__ = [
     "replay_decoy",
     "simulate_annotator",
     "slice_labels",
-    "soft_vote",
     "tag_budget",
     "tag_extents",
     "verify_cases",
     "verify_dataset",
-    "vote",
     "write_tags",
 ]

@@ -16,7 +16,8 @@ from __future__ import annotations
 from .annotator_evaluation import AnnotatorEvaluation, annotator_regions
 from .calibration import TagCalibrationHandler
 from .checkpoint import TrainingCheckpoint
-from .consensus import ConsensusEstimate, ConsensusUpdate, vote_consensus
+from .consensus import ConsensusUpdate
+from .consensus_estimate import ConsensusEstimate, TrustAnnotator, majority_consensus, vote_consensus
 from .evaluation import HeatmapEvaluation
 from .prototype_bank import PrototypeUpdate
 from .reliability import ReliabilityHandler
@@ -38,9 +39,11 @@ __all__ = [
     "TendencyStages",
     "TermLogger",
     "TrainingCheckpoint",
+    "TrustAnnotator",
     "WeightsExport",
     "WeightsLoader",
     "annotator_regions",
+    "majority_consensus",
     "slice_scores",
     "terms_of",
     "vote_consensus",

@@ -14,46 +14,18 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from ignite.engine import Engine, Events
-from torch import Tensor
 
 from monai_rrr.attribution.exclusive import evaluating
 from monai_rrr.attribution.trace import record
+from monai_rrr.handlers.consensus_estimate import ConsensusEstimate, vote_consensus
 from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
-from monai_rrr.transforms.vote_share import vote_share
 from monai_rrr.utils.progress import training_progress
 
-__all__ = ["ConsensusEstimate", "ConsensusUpdate", "vote_consensus"]
-
-
-class ConsensusEstimate(Protocol):
-    """From what was drawn and what the network thinks to a soft consensus, such as expectation maximization."""
-
-    def __call__(
-        self, annotations: Sequence[Tensor], prior: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Tensor | None]:
-        """Estimate it for all cases together.
-
-        Args:
-            annotations: of each case ``RDHW``, classes, negative where missing.
-            prior: of each case ``CDHW``, probabilities of the network.
-
-        Returns:
-            the consensus of each case, ``CDHW``, probabilities, and the reliability of each annotator ``R``, if any.
-        """
-        ...
-
-
-def vote_consensus(annotations: Sequence[Tensor], prior: Sequence[Tensor]) -> tuple[list[Tensor], None]:
-    """The share of the votes; what the network thinks does not count."""
-    found = []
-    for drawn, probability in zip(annotations, prior, strict=True):
-        everyone = torch.ones(1, len(drawn), dtype=torch.bool, device=drawn.device)
-        found.append(vote_share(drawn[None], everyone, len(probability))[0])
-    return found, None
+__all__ = ["ConsensusUpdate"]
 
 
 class ConsensusUpdate:
@@ -69,7 +41,7 @@ class ConsensusUpdate:
         network: unwrapped.
         cases: dictionaries in memory, those of the trainer's data set: ``image`` ``MDHW``, ``annotations`` ``RDHW``,
             ``annotated`` ``R``.
-        estimate: how; default :func:`vote_consensus`.
+        estimate: how, see :class:`~monai_rrr.handlers.ConsensusEstimate`; default: the share of the votes.
         every: epochs.
         start: share of the training before which the votes are used.
 

@@ -9,7 +9,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Dice, HD95 and ASSD per patient and region, with one stated rule for empty regions."""
+"""Dice, HD95, ASSD and NSD per patient and region, with one stated rule for empty regions."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from monai.metrics import (
     compute_average_surface_distance,
     compute_dice,
     compute_hausdorff_distance,
+    compute_surface_dice,
 )
 from monai.transforms import generate_spatial_bounding_box
 from torch import Tensor
@@ -34,6 +35,8 @@ from monai_rrr.utils.enums import REGIONS
 __all__ = ["SCORES", "RegionScores", "region_scores"]
 
 SCORES: tuple[str, ...] = ("dice", "hd95", "assd")
+NSD_MM = 2.0
+_KNOWN = (*SCORES, "nsd")
 
 
 def region_scores(
@@ -43,9 +46,10 @@ def region_scores(
     regions: Sequence[str] = REGIONS,
     scores: Sequence[str] = SCORES,
 ) -> dict[str, dict[str, float]]:
-    """Dice, HD95 (mm) and ASSD (mm) of every region of one patient.
+    """Dice, HD95 (mm) and ASSD (mm), or NSD, of every region of one patient.
 
-    Dice is in [0, 1], larger is better; both distances are in mm, smaller is better. HD95 is the larger of the two
+    Dice is in [0, 1], larger is better, and so is NSD, the share of both surfaces that lies within 2 mm of the other
+    one (normalized surface Dice); both distances are in mm, smaller is better. HD95 is the larger of the two
     directed 95th percentiles, ASSD the mean over the surface voxels of both masks; surface voxels are those with a
     background voxel, or the border of the image, beside one of their six faces.
 
@@ -54,7 +58,7 @@ def region_scores(
         truth: true regions, bool or 0/1.
         spacing: voxel size in mm, one value per spatial axis.
         regions: names of the channels.
-        scores: any of ``"dice"``, ``"hd95"``, ``"assd"``. The distances cost most of the time.
+        scores: any of ``"dice"``, ``"hd95"``, ``"assd"``, ``"nsd"``. The surfaces cost most of the time.
 
     Shape:
         - pred, truth: ``RX[YZ]``, R regions.
@@ -66,11 +70,11 @@ def region_scores(
         ValueError: When shapes, spacing or names do not fit, or when a mask holds NaN or anything but 0 and 1.
 
     Note:
-        Rule for empty regions. Both masks empty: Dice 1, distances 0, since nothing was to be found and nothing was.
-        Exactly one empty: Dice 0 and both distances the diagonal of the image in mm (number of voxels times spacing,
-        373.1 for a BraTS volume). The diagonal is longer than any distance between two masks, so a missed region is
-        never better than a bad one, and finite, so no case is dropped from a mean. The two flags let a report count
-        these cases.
+        Rule for empty regions. Both masks empty: Dice and NSD 1, distances 0, since nothing was to be found and nothing
+        was. Exactly one empty: Dice and NSD 0 and both distances the diagonal of the image in mm (number of voxels
+        times spacing, 373.1 for a BraTS volume). The diagonal is longer than any distance between two masks, so a
+        missed region is never better than a bad one, and finite, so no case is dropped from a mean. The two flags let a
+        report count these cases.
 
     Example:
         >>> truth = torch.zeros(1, 8, 8, 8, dtype=torch.bool)
@@ -95,8 +99,8 @@ class RegionScores(CumulativeIterationMetric):
     Args:
         spacing: voxel size in mm of all images. ``None`` reads it from the affine of ``MetaTensor`` truths.
         regions: names of the channels.
-        scores: any of ``"dice"``, ``"hd95"``, ``"assd"``; the first is the default of :meth:`aggregate`. The distances
-            cost most of the time.
+        scores: any of ``"dice"``, ``"hd95"``, ``"assd"``, ``"nsd"``; the first is the default of :meth:`aggregate`. The
+            surfaces cost most of the time.
 
     Shape:
         - y_pred, y: ``BRX[YZ]``, or a list of ``RX[YZ]``, bool or 0/1.
@@ -203,8 +207,8 @@ def _as_mask(mask: NdarrayOrTensor, name: str) -> Tensor:
 
 
 def _check_scores(scores: Sequence[str]) -> None:
-    if not scores or any(name not in SCORES for name in scores):
-        raise ValueError(f"scores expected some of {SCORES}, got {tuple(scores)}")
+    if not scores or any(name not in _KNOWN for name in scores):
+        raise ValueError(f"scores expected some of {_KNOWN}, got {tuple(scores)}")
 
 
 def _checked(
@@ -239,7 +243,7 @@ def _scores_of_region(
     has_pred, has_truth = bool(pred.any()), bool(truth.any())
     if not (has_pred and has_truth):
         both = not (has_pred or has_truth)
-        found = [float(both) if name == "dice" else (0.0 if both else diagonal) for name in scores]
+        found = [float(both) if name in ("dice", "nsd") else (0.0 if both else diagonal) for name in scores]
         return [*found, float(both), float(not both)]
     p, t = pred[None, None], truth[None, None]
     options: dict[str, Any] = {"include_background": True, "spacing": spacing}
@@ -247,5 +251,6 @@ def _scores_of_region(
         "dice": lambda: compute_dice(p, t),
         "hd95": lambda: compute_hausdorff_distance(p, t, percentile=95, **options),
         "assd": lambda: compute_average_surface_distance(p, t, symmetric=True, **options),
+        "nsd": lambda: compute_surface_dice(p, t, class_thresholds=[NSD_MM], **options),
     }
     return [*(float(values[name]()) for name in scores), 0.0, 0.0]

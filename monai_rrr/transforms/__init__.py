@@ -23,6 +23,8 @@ from .regions import LabelToRegionsd, to_labels, to_regions
 from .resample import resample_box
 from .slab import RandSlabd
 from .source_grid import to_source_grid
+from .staple_consensus import StapleConsensus
+from .vote_share import vote_share
 from .warp import RandomWarp, Warp
 from .whole_volume import WholeVolumed
 
@@ -39,10 +41,12 @@ __all__ = [
     "RandomWarp",
     "SaveAnnotatorMasksd",
     "SaveHeatmapsd",
+    "StapleConsensus",
     "Warp",
     "WholeVolumed",
     "resample_box",
     "to_labels",
     "to_regions",
     "to_source_grid",
+    "vote_share",
 ]

@@ -40,6 +40,7 @@ class AnnotatorClassesd(Transform):
 
     Args:
         key: probabilities, the consensus first; replaced.
+        kept: where they go, as they are.
 
     Shape:
         - before: ``1+R C XYZ`` on the grid of :class:`~monai_rrr.transforms.whole_volume.WholeVolumed`, whose
@@ -50,8 +51,8 @@ class AnnotatorClassesd(Transform):
         InferenceError: ``heatmap-not-finite``.
     """
 
-    def __init__(self, key: str = "pred") -> None:
-        self.key = key
+    def __init__(self, key: str = "pred", kept: str = "probability") -> None:
+        self.key, self.kept = key, kept
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the data with the classes."""
@@ -60,7 +61,7 @@ class AnnotatorClassesd(Transform):
         check_heatmaps(probability.flatten(0, 1), case_id=case_id)
         classes = np.stack([to_source_grid(one, geometry).argmax(0).astype(np.uint8) for one in probability])
         affine = torch.as_tensor(np.asarray(geometry["source_affine"], dtype=np.float64))
-        return {**data, self.key: MetaTensor(torch.from_numpy(classes), affine=affine)}
+        return {**data, self.key: MetaTensor(torch.from_numpy(classes), affine=affine), self.kept: probability}
 
 
 class SaveAnnotatorMasksd(Transform):

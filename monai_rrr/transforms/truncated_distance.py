@@ -24,11 +24,12 @@ __all__ = ["truncated_distance"]
 
 
 def truncated_distance(mask: Tensor, spacing: Sequence[float], limit: float = 8.0) -> Tensor:
-    """Euclidean distance in mm, positive inside, negative outside, clipped to +-``limit``.
+    """Distance of every voxel center to the surface of a mask in mm, positive inside, clipped to +-``limit``.
 
-    The distance to the nearest voxel of the other side, less half of the smallest spacing, so that both sides are
-    alike. Exact up to the limit: squared distances are minimized one axis at a time over the voxels within reach.
-    MONAI's ``distance_transform_edt`` has no limit, but leaves the device, unless cuCIM is installed, and waits for it.
+    The same as :func:`~monai_rrr.utils.distance.signed_distance`, clipped, for batches on any device: squared distances
+    are minimized one axis at a time over the voxels within reach, so that it is exact up to the limit and nothing waits
+    for the device. SciPy's, which the other one uses, has no limit, but leaves the device, as MONAI's
+    ``distance_transform_edt`` does unless cuCIM is installed.
 
     Args:
         mask: ``BC`` and up to three spatial axes, boolean.
@@ -36,7 +37,7 @@ def truncated_distance(mask: Tensor, spacing: Sequence[float], limit: float = 8.
         limit: mm.
 
     Returns:
-        shape of ``mask``, float32; without a boundary ``+limit`` where the mask is set, else ``-limit``.
+        shape of ``mask``, float32; without a surface ``+limit`` where the mask is set, else ``-limit``.
 
     Raises:
         ValueError: When the spacing does not fit, or spacing or limit are not positive.
@@ -50,22 +51,26 @@ def truncated_distance(mask: Tensor, spacing: Sequence[float], limit: float = 8.
     if min(*spacing, limit) <= 0:
         raise ValueError(f"spacing and limit must be positive, got {tuple(spacing)} and {limit}")
     inside = mask.bool()
-    half = min(spacing) / 2
-    reach = limit + half
-    to_outside, to_inside = (_distance(~inside, spacing, reach), _distance(inside, spacing, reach))
-    return torch.where(inside, to_outside - half, half - to_inside).clamp(-limit, limit)
+    to_outside, to_inside = (_to_surface(target, spacing, limit) for target in (~inside, inside))
+    return torch.where(inside, to_outside, -to_inside).clamp(-limit, limit)
 
 
-def _distance(target: Tensor, spacing: Sequence[float], reach: float) -> Tensor:
-    """Distance to the nearest voxel of the target, more than ``reach`` where there is none within it."""
-    far = (2 * reach) ** 2
-    squared = torch.where(target, 0.0, far)
+def _to_surface(target: Tensor, spacing: Sequence[float], limit: float) -> Tensor:
+    """Distance to the nearest voxel of the target less half a voxel; more than the limit where none is in reach."""
+    reach = limit + max(spacing) / 2
+    even = min(spacing) == max(spacing)
+    squared = torch.where(target, 0.0, (2 * reach) ** 2)
+    voxel = torch.zeros_like(squared)  # (distance times size of a voxel in its direction) squared, on uneven grids
     for axis, step in enumerate(spacing, start=2):
         count = min(ceil(reach / step), target.shape[axis] - 1)
         pad = [0] * (2 * (target.ndim - axis))
         pad[-1] = pad[-2] = count
-        wide = F.pad(squared, pad, value=far)
+        wide, wide_voxel = F.pad(squared, pad, value=(2 * reach) ** 2), voxel if even else F.pad(voxel, pad)
         for offset in range(-count, count + 1):
-            moved = wide.narrow(axis, count + offset, target.shape[axis])
-            squared = torch.minimum(squared, moved + (offset * step) ** 2)
-    return squared.sqrt()
+            moved = wide.narrow(axis, count + offset, target.shape[axis]) + (offset * step) ** 2
+            if not even:
+                size = wide_voxel.narrow(axis, count + offset, target.shape[axis]) + (offset * step * step) ** 2
+                voxel = torch.where(moved < squared, size, voxel)
+            squared = torch.minimum(squared, moved)
+    distance = squared.sqrt()
+    return distance - (spacing[0] / 2 if even else voxel.sqrt() / (2 * distance.clamp(min=1e-9)))

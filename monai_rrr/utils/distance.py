@@ -28,6 +28,7 @@ def signed_distance(mask: NDArray[np.bool_], spacing: Sequence[float]) -> NDArra
     The surface lies halfway between the centers of voxels inside and outside. The distance between two centers alone
     would put it half a voxel too far away on either side, so that the same offset in mm would mean something else on
     another grid. Planes along the grid are exact; distances from a digital ball err by a fifth of a voxel.
+    :func:`~monai_rrr.transforms.truncated_distance.truncated_distance` gives the same up to a limit, on any device.
     The border of the image is no surface. An empty mask is infinitely far away (``-inf`` everywhere), a mask that fills
     the image has its surface nowhere (``+inf``).
 

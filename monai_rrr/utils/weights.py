@@ -50,7 +50,10 @@ def load_weights(network: nn.Module, checkpoint: str | Path, require_manifest: b
     if state is None:
         raise CheckpointError("checkpoint-content", f"expected names and tensors, got {_kinds(content)}", path=path)
     check_fit(network, state, path)
-    network.load_state_dict(state)
+    try:
+        network.load_state_dict(state)
+    except CheckpointError as error:  # a network that looks at what it gets does not know the file
+        raise CheckpointError(error.code, error.message, path=path, hint=error.hint) from None
 
 
 def check_fit(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

@@ -14,8 +14,11 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -62,6 +65,20 @@ class Runner:
         files = str([f"configs/{name}" for name in configs])
         return self.call("run", *launcher, config_file=files, **{"bundle_root": ".", **SMALL, **options})
 
+    def rows(self, table: Path | None = None) -> list[dict[str, str]]:
+        """Return the rows of a table; default: what was logged of the training."""
+        with (table or self.root / "eval" / "training.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def terms(self) -> set[str]:
+        """Return the names of what was logged of the training."""
+        return {row["term"] for row in self.rows()}
+
+    def record(self) -> dict[str, Any]:
+        """Return what is known of the training's circumstances."""
+        record: dict[str, Any] = json.loads((self.root / "eval" / "run.json").read_text())
+        return record
+
     def train_here(self, *overlays: str, **options: Any) -> None:
         """Train for some steps in this process, which saves the imports."""
         from monai.bundle import ConfigWorkflow
@@ -95,6 +112,67 @@ def make_runner(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Runne
         root = tmp_path_factory.mktemp("bundle") / name
         shutil.copytree(BUNDLES / name, root, ignore=shutil.ignore_patterns("eval", "*.pt", "*.ts", "*.onnx"))
         return Runner(root)
+
+    return make
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """Trainings of a bundle in this process, each in a folder of its own."""
+
+    bundle: Path
+    home: Path
+    options: dict[str, Any]
+
+    def workflow(self, folder: str, kind: str = "train", **options: Any) -> Any:
+        """Prepare a workflow."""
+        from monai.bundle import ConfigWorkflow
+
+        models = {"ckpt_dir": str(self.home / folder / "models")} if kind == "train" else {}
+        made = ConfigWorkflow(
+            config_file=str(self.bundle / "configs" / f"{'train' if kind == 'train' else 'inference'}.yaml"),
+            workflow_type=kind,
+            logging_file=False,
+            bundle_root=str(self.bundle),
+            output_dir=str(self.home / folder),
+            cache_dir=str(self.home / "cache"),
+            device="cpu",
+            **{**models, **self.options, **options},
+        )
+        made.initialize()
+        return made
+
+    def train(self, folder: str, **options: Any) -> None:
+        """Train to the end."""
+        workflow = self.workflow(folder, **options)
+        workflow.run()
+        workflow.finalize()
+
+    def interrupt(self, folder: str, epoch: int = 1) -> None:
+        """Train, and get SIGTERM in the middle of the epoch after so many."""
+        from ignite.engine import Events
+
+        workflow = self.workflow(folder)
+        trainer = workflow.parser.get_parsed_content("train#trainer")
+        middle = trainer.state.epoch_length * epoch + trainer.state.epoch_length // 2
+        trainer.add_event_handler(Events.ITERATION_STARTED(once=middle), lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit, match="143"):
+            workflow.run()
+        workflow.finalize()
+
+    def check_equal(self, first: str, second: str) -> None:
+        """Compare weights and log of two trainings, bit by bit."""
+        for name in ("models/model.pt", "training.csv"):
+            assert (self.home / first / name).read_bytes() == (self.home / second / name).read_bytes()
+
+
+@pytest.fixture
+def resumable(tmp_path: Path) -> Callable[..., Resumable]:
+    """Return a function that prepares trainings of a bundle, small, with further options."""
+
+    def make(name: str, **options: Any) -> Resumable:
+        small = {"spacing": SMALL["spacing"], "roi_size": SMALL["roi_size"]}
+        return Resumable(BUNDLES / name, tmp_path, {**small, **options})
 
     return make
 

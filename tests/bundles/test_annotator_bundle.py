@@ -14,11 +14,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,11 +24,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
 from monai_rrr.data import load_datalist
+from monai_rrr.handlers import TrustAnnotator, majority_consensus
 from monai_rrr.report import write_annotator_report
+from monai_rrr.transforms import BandedConsensus, StapleConsensus
 from monai_rrr.utils.files import sha256
 from monai_rrr.utils.tensor_file import write_tensors
 
@@ -45,16 +43,6 @@ NETWORK = {"channels": [4, 8], "features": 8, "width": 16, "slots": 2, "shared_s
 SHORT = {"epochs": 5, "volumes_per_case": 2, "batch_size": 2, "voxels": 512, "val_interval": 5}
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def record_of(root: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((root / "eval" / "run.json").read_text())
-    return record
-
-
 @pytest.fixture(scope="module")
 def trained(team: Path, make_runner: Callable[..., Any]) -> Any:
     """Return the bundle, trained for some steps in all stages."""
@@ -64,12 +52,11 @@ def trained(team: Path, make_runner: Callable[..., Any]) -> Any:
 
 
 def test_training_goes_through_all_stages(trained: Any) -> None:
-    record = record_of(trained.root)
+    record = trained.record()
     assert (record["status"], record["training_cases"], record["skipped_steps"]) == ("completed", 4, 0)
     assert record["settings"]["annotators"] == ANNOTATORS
     assert record["weights"]["0.0"]["mixture"] == 0 < record["weights"]["1.0"]["mixture"]
-    rows = rows_of(trained.root / "eval" / "training.csv")
-    assert {row["term"] for row in rows} == {"total", "signed_distance", *TERMS}
+    assert trained.terms() == {"total", "signed_distance", *TERMS}
     weights = torch.load(trained.root / "models" / "model.pt", weights_only=True)
     gamma = torch.stack([value for name, value in weights.items() if name.endswith("gamma")])
     assert len(gamma) == 6
@@ -144,20 +131,29 @@ def check_case(folder: Path, images: Path) -> dict[str, Any]:
     return why
 
 
-def test_evaluation_scores_annotators_and_consensus(evaluated: Path, strong: Path) -> None:
-    rows = rows_of(evaluated / "metrics.csv")
+def test_evaluation_scores_annotators_and_consensus(trained: Any, evaluated: Path, strong: Path) -> None:
+    rows = trained.rows(evaluated / "metrics.csv")
     assert len({row["case_id"] for row in rows}) == 2
     assert {row["annotator"] for row in rows} == {*ANNOTATORS, "consensus", "all"}
     assert len(rows) == 2 * 8 * 3
     for row in rows:
-        scored = {key for key in ("dice", "gain", "ged", "truth_ml") if row[key]}
-        alone = {"consensus": {"dice", "truth_ml"}, "all": {"ged"}}
-        assert scored == alone.get(row["annotator"], {"dice", "gain", "truth_ml"})
+        scored = {key for key in row if row[key]} - {"case_id", "annotator", "region", "lesion_recall"}
+        masks = {"dice", "hd95", "nsd", "lesions", "brier", "ece", "truth_ml", "pred_ml"}
+        alone = {"consensus": masks, "all": {"ged", "q_dice"}}
+        assert scored == alone.get(row["annotator"], masks | {"gain"})
+        assert all(0 <= float(row[key] or 0) <= 1 for key in ("nsd", "lesion_recall", "brier", "ece", "q_dice"))
         assert 0 <= float(row["dice"] or 0) <= 1
         assert -1 <= float(row["gain"] or 0) <= 1
         assert 0 <= float(row["ged"] or 0) <= 2
     record = json.loads((evaluated / "metrics_provenance.json").read_text())
     assert record["weights_sha256"] == sha256(strong)
+
+
+def test_weights_of_other_annotators_are_refused(trained: Any, cohort: Any, tmp_path: Path) -> None:
+    others = {"annotators": [f"b{number}" for number in range(1, 7)], **NETWORK}
+    with pytest.raises(AssertionError, match=r"checkpoint-annotators.*expected weights of the annotators b1, b2"):
+        trained.run("inference.yaml", dataset_dir=cohort.blind, output_dir=tmp_path, **others)
+    assert not list(tmp_path.glob("cases/*"))
 
 
 def test_evaluation_says_who_and_why(evaluated: Path, cohort: Any, team: Path) -> None:
@@ -225,7 +221,7 @@ def test_controls_train(team: Path, make_runner: Callable[..., Any]) -> None:
     runner = make_runner(NAME)
     overlays = ("permuted_ids.yaml", "random_prototypes.yaml", "shuffled_tie.yaml")
     runner.train_here(*overlays, dataset_dir=team, **{**NETWORK, **SHORT, "epochs": 3, "val_interval": 3})
-    settings = record_of(runner.root)["settings"]
+    settings = runner.record()["settings"]
     assert (settings["annotators_permuted"], settings["random_prototypes"], settings["tie"]) == (True, True, "shuffled")
     weights = torch.load(runner.root / "models" / "model.pt", weights_only=True)
     for bank in ("shared_bank", "tendency_bank"):
@@ -235,8 +231,9 @@ def test_controls_train(team: Path, make_runner: Callable[..., Any]) -> None:
         )
 
 
+@pytest.mark.parametrize("estimate", ["banded", "staple"])
 def test_sparse_annotators_and_expectation_maximization(
-    team: Path, make_runner: Callable[..., Any], tmp_path: Path
+    estimate: str, team: Path, make_runner: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Not everybody draws every case; the consensus is estimated again."""
     content = json.loads((team / "datalist.json").read_text())
@@ -250,45 +247,34 @@ def test_sparse_annotators_and_expectation_maximization(
     (tmp_path / "sparse.json").write_text(json.dumps(content))
     runner = make_runner(NAME)
     files = {"dataset_dir": tmp_path, "datalist": tmp_path / "sparse.json"}
-    options = {**NETWORK, **SHORT, "epochs": 3, "em_every": 1, "val_interval": 3}
+    options = {**NETWORK, **SHORT, "epochs": 3, "em_every": 1, "val_interval": 3, "consensus_estimate": estimate}
     runner.train_here("expectation_maximization.yaml", **files, **options)
     weights = torch.load(runner.root / "models" / "model.pt", weights_only=True)
     assert weights["rho"].sum() == pytest.approx(1)
     assert weights["rho"].unique().numel() > 1, "reliabilities were estimated"
+    assert runner.record()["settings"]["consensus"] == estimate
 
 
-def test_stopped_and_resumed_training_is_the_uninterrupted_one(team: Path, tmp_path: Path) -> None:
-    def workflow(folder: str, **options: Any) -> ConfigWorkflow:
-        made = ConfigWorkflow(
-            config_file=str(BUNDLE / "configs" / "train.yaml"),
-            workflow_type="train",
-            logging_file=False,
-            bundle_root=str(BUNDLE),
-            dataset_dir=str(team),
-            output_dir=str(tmp_path / folder),
-            ckpt_dir=str(tmp_path / folder / "models"),
-            cache_dir=str(tmp_path / "cache"),
-            device="cpu",
-            **{"spacing": 6.0, "roi_size": [32, 32, 8], **NETWORK, **SHORT, **options},
-        )
-        made.initialize()
-        return made
+def test_consensus_by_any_estimate(team: Path) -> None:
+    def estimate(name: str) -> Any:
+        files = [str(BUNDLE / "configs" / f"{file}.yaml") for file in ("train", "expectation_maximization")]
+        options = {"dataset_dir": str(team), "consensus_estimate": name, "trusted": "a3"}
+        parser = ConfigWorkflow(files, workflow_type="train", logging_file=False, **options).parser
+        return parser.get_parsed_content("estimates")[parser["consensus_estimate"]]
 
-    whole = workflow("whole")
-    whole.run()
-    whole.finalize()
-    first = workflow("run")
-    trainer = first.parser.get_parsed_content("train#trainer")
-    middle = trainer.state.epoch_length * 2 + trainer.state.epoch_length // 2
-    trainer.add_event_handler(Events.ITERATION_STARTED(once=middle), lambda _: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(SystemExit, match="143"):
-        first.run()
-    first.finalize()
-    second = workflow("run", resume=True)
-    second.run()
-    second.finalize()
-    for name in ("models/model.pt", "training.csv"):
-        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert isinstance(estimate("banded"), BandedConsensus)
+    assert isinstance(estimate("staple"), StapleConsensus)
+    assert estimate("dawid_skene").edges == []
+    assert estimate("trust") == TrustAnnotator(2)
+    assert estimate("majority") is majority_consensus
+
+
+def test_stopped_and_resumed_training_is_the_uninterrupted_one(team: Path, resumable: Callable[..., Any]) -> None:
+    trainings = resumable(NAME, dataset_dir=str(team), **NETWORK, **SHORT)
+    trainings.train("whole")
+    trainings.interrupt("run", epoch=2)
+    trainings.train("run", resume=True)
+    trainings.check_equal("run", "whole")
 
 
 def test_two_processes_end_with_one_network(team: Path, make_runner: Callable[..., Any]) -> None:
@@ -296,7 +282,7 @@ def test_two_processes_end_with_one_network(team: Path, make_runner: Callable[..
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     data = {"dataset_dir": team, "device": "cpu", "dist_backend": "gloo"}
     runner.run("train.yaml", "multi_gpu_train.yaml", launcher=launcher, **data, **{**NETWORK, **SHORT, "epochs": 6})
-    record = record_of(runner.root)
+    record = runner.record()
     assert (record["processes"], record["iterations_per_epoch"]) == (2, 2)
     assert [path.name for path in (runner.root / "models").glob("*.pt")] == ["model.pt"]
 

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -32,23 +31,9 @@ pytestmark = pytest.mark.slow
 GUIDED, CONSISTENT = "brats_mri_guided_attention", "brats_mri_attention_consistency"
 
 
-def rows_of(root: Path) -> list[dict[str, str]]:
-    with (root / "eval" / "training.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def terms_of(root: Path) -> set[str]:
-    return {row["term"] for row in rows_of(root)}
-
-
-def record_of(root: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((root / "eval" / "run.json").read_text())
-    return record
-
-
 def test_guided_training_reads_some_masks(guided: Any) -> None:
-    assert terms_of(guided.root) == {"total", "classification", "attention_mining", "guidance"}
-    record = record_of(guided.root)
+    assert guided.terms() == {"total", "classification", "attention_mining", "guidance"}
+    record = guided.record()
     assert record["status"] == "completed"
     assert record["settings"]["masks"] == 2
     assert record["weights"]["1.0"] == {"classification": 1.0, "attention_mining": 1.0, "guidance": 10.0}
@@ -60,8 +45,7 @@ def test_evaluation_and_inference(name: str, cohort: Any, tmp_path: Path, reques
     runner = request.getfixturevalue(name)
     digest = sha256(runner.root / "models" / "model.pt")
     runner.run("train.yaml", "evaluate.yaml", dataset_dir=cohort.masked, output_dir=tmp_path / "eval")
-    with (tmp_path / "eval" / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = runner.rows(tmp_path / "eval" / "metrics.csv")
     assert len({row["case_id"] for row in rows}) == 2
     assert {row["threshold"] for row in rows if row["method"] == "full"} == {"label_free", "tag_calibrated", "oracle"}
     assert json.loads((tmp_path / "eval" / "metrics_provenance.json").read_text())["weights_sha256"] == digest
@@ -74,15 +58,15 @@ def test_evaluation_and_inference(name: str, cohort: Any, tmp_path: Path, reques
 def test_guided_training_runs_without_any_mask(cohort: Any, make_runner: Callable[..., Any]) -> None:
     runner = make_runner(GUIDED)
     runner.train_here("self_guidance.yaml", dataset_dir=cohort.blind, tags_file=cohort.tags)
-    assert terms_of(runner.root) == {"total", "classification", "attention_mining"}
-    assert record_of(runner.root)["settings"]["masks"] == 0
+    assert runner.terms() == {"total", "classification", "attention_mining"}
+    assert runner.record()["settings"]["masks"] == 0
 
 
 @pytest.mark.parametrize("overlay", ["random_masks", "shuffled_masks", "inverted_masks"])
 def test_controls_of_guidance(overlay: str, guided: Any, cohort: Any, make_runner: Callable[..., Any]) -> None:
     runner = make_runner(GUIDED)
     runner.train_here(f"{overlay}.yaml", dataset_dir=cohort.masked, tags_file=cohort.tags, mask_share=0.5)
-    record = record_of(runner.root)
+    record = runner.record()
     assert record["settings"]["mask_control"] == overlay.split("_")[0]
     assert record["settings"]["masks"] == 2, "as many masks as the run that it is a control of"
     first, second = (torch.load(r.root / "models" / "model.pt", weights_only=True) for r in (guided, runner))
@@ -91,8 +75,8 @@ def test_controls_of_guidance(overlay: str, guided: Any, cohort: Any, make_runne
 
 def test_consistency_starts_from_the_other_bundles(guided: Any, tuned: Any) -> None:
     runner, weights = tuned, guided.root / "models" / "model.pt"
-    assert terms_of(runner.root) == {"total", "consistency"}
-    record = record_of(runner.root)
+    assert runner.terms() == {"total", "consistency"}
+    record = runner.record()
     assert record["settings"]["fine_tuned"] is True
     assert 1 <= record["settings"]["unlabeled_cases"] <= 3
     before = torch.load(weights, weights_only=True)
@@ -106,7 +90,7 @@ def test_consistency_without_any_tag(guided: Any, cohort: Any, make_runner: Call
     runner = make_runner(CONSISTENT)
     weights = guided.root / "models" / "model.pt"
     runner.train_here("finetune.yaml", dataset_dir=cohort.blind, tags_file="", start_from=weights)
-    assert record_of(runner.root)["settings"]["unlabeled_cases"] == 4
+    assert runner.record()["settings"]["unlabeled_cases"] == 4
     before = torch.load(weights, weights_only=True)["operating_point"]
     assert torch.equal(torch.load(runner.root / "models" / "model.pt", weights_only=True)["operating_point"], before)
 
@@ -122,7 +106,7 @@ def test_weights_to_start_from_need_their_manifest(
     assert isinstance(caught.value.__cause__, CheckpointError)
     assert not (runner.root / "models" / "model.pt").exists()
     runner.train_here(**data, require_manifest=False)
-    assert record_of(runner.root)["status"] == "completed"
+    assert runner.record()["status"] == "completed"
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +114,7 @@ def combined(cohort: Any, make_runner: Callable[..., Any]) -> Any:
     """Return a bundle of which both terms were trained in every step, without an overlay."""
     runner = make_runner(CONSISTENT)
     runner.train_here(dataset_dir=cohort.blind, tags_file=cohort.tags, seed=3)
-    assert terms_of(runner.root) == {"total", "classification", "consistency"}
+    assert runner.terms() == {"total", "classification", "consistency"}
     return runner
 
 
@@ -141,11 +125,11 @@ def test_schedules_and_controls_of_consistency(
     runner = make_runner(CONSISTENT)
     log = {"train::handlers::6::every": 1} if overlay == "alternating" else {}
     runner.train_here(f"{overlay}.yaml", dataset_dir=cohort.blind, tags_file=cohort.tags, seed=3, **log)
-    assert record_of(runner.root)["status"] == "completed"
+    assert runner.record()["status"] == "completed"
     both = {"classification", "consistency"}
-    assert terms_of(runner.root) - {"total"} == ({"classification"} if overlay == "plain_cam" else both)
+    assert runner.terms() - {"total"} == ({"classification"} if overlay == "plain_cam" else both)
     if overlay == "alternating":
-        steps = [{row["term"] for row in rows_of(runner.root) if row["step"] == str(step)} for step in range(1, 13)]
+        steps = [{row["term"] for row in runner.rows() if row["step"] == str(step)} for step in range(1, 13)]
         assert all(len(terms & both) == 1 for terms in steps), "one term in a step"
     first, second = (torch.load(r.root / "models" / "model.pt", weights_only=True) for r in (combined, runner))
     assert all(value.isfinite().all() for value in second.values())
@@ -158,5 +142,5 @@ def test_two_processes_end_with_one_network(name: str, cohort: Any, make_runner:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     data = {"dataset_dir": cohort.masked, "tags_file": cohort.tags, "device": "cpu", "dist_backend": "gloo"}
     runner.train("multi_gpu_train.yaml", launcher=launcher, slabs_per_case=4, **data)
-    assert record_of(runner.root)["processes"] == 2
+    assert runner.record()["processes"] == 2
     assert [path.name for path in (runner.root / "models").glob("*.pt")] == ["model.pt"]

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -29,11 +28,6 @@ import torch
 
 REGIONS = ("WT", "TC", "ET")
 VALUES = {0, 1, 2, 4}  # brats2018
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def check_outputs(folder: Path, source: Path, modalities: tuple[str, ...] = ()) -> None:
@@ -70,13 +64,13 @@ def test_training_reads_no_mask_and_leaves_a_calibrated_checkpoint(trained: Any)
     weights = torch.load(trained.root / "models" / "model.pt", weights_only=True)
     assert weights["stem.weight"].shape[:2] == (4, 4)
     assert not torch.equal(weights["reliability.tag_loss"], torch.full((4, 3), 0.6931))
-    record = json.loads((trained.root / "eval" / "run.json").read_text())
+    record = trained.record()
     assert record["status"] == "completed"
     assert record["training_cases"] == 4
     assert record["processes"] == 1
     saved = [[round(float(value), 4) for value in row] for row in weights["operating_point"]]
     assert record["operating_point"] == saved
-    steps = rows_of(trained.root / "eval" / "training.csv")
+    steps = trained.rows()
     assert {row["term"] for row in steps} >= {"total", "classification", "within_modal", "cross_modal", "nesting"}
     assert all(np.isfinite(float(row["value"])) for row in steps)
     assert len(list((trained.root / "eval").glob("events.out.tfevents.*"))) == 2
@@ -100,7 +94,7 @@ def test_inference_takes_any_modalities_and_no_mask(trained: Any, cohort: Any, t
 def test_evaluation_scores_held_out_cases(trained: Any, cohort: Any, tmp_path: Path) -> None:
     convention = {"label_convention": "brats2018", "output_dir": tmp_path, "method": "full"}
     trained.run("train.yaml", "evaluate.yaml", dataset_dir=cohort.masked, flips=[0], **convention)
-    rows = rows_of(tmp_path / "metrics.csv")
+    rows = trained.rows(tmp_path / "metrics.csv")
     held_out = sorted({row["case_id"] for row in rows})
     assert len(held_out) == 2
     for case in held_out:
@@ -133,9 +127,9 @@ def test_plain_cam_weighs_only_the_tags(cohort: Any, make_runner: Callable[[], A
     runner = make_runner()
     data = {"dataset_dir": cohort.blind, "tags_file": cohort.tags}
     runner.train("plain_cam.yaml", **data)
-    record = json.loads((runner.root / "eval" / "run.json").read_text())
+    record = runner.record()
     assert {name for name, weight in record["weights"]["1.0"].items() if weight} == {"classification"}
-    assert {row["term"] for row in rows_of(runner.root / "eval" / "training.csv")} == {"total", "classification"}
+    assert runner.terms() == {"total", "classification"}
     assert torch.load(runner.root / "models" / "model.pt", weights_only=True)
 
 
@@ -143,7 +137,7 @@ def test_plain_cam_weighs_only_the_tags(cohort: Any, make_runner: Callable[[], A
 def test_supervised_reads_masks_and_needs_them(cohort: Any, make_runner: Callable[[], Any]) -> None:
     runner = make_runner()
     runner.train("supervised.yaml", dataset_dir=cohort.masked, tags_file=cohort.tags)
-    assert {row["term"] for row in rows_of(runner.root / "eval" / "training.csv")} == {"total", "masks"}
+    assert runner.terms() == {"total", "masks"}
     with pytest.raises(AssertionError, match="label"):
         runner.train("supervised.yaml", dataset_dir=cohort.blind, tags_file=cohort.tags)
 
@@ -182,7 +176,7 @@ def test_real_cases(
     grid = {"spacing": 3.0, "roi_size": [64, 64, 12], "channels": [8]}
     runner.train(dataset_dir=cohort.blind, tags_file=cohort.tags, **grid)
     runner.run("train.yaml", "evaluate.yaml", dataset_dir=cohort.masked, **grid)
-    rows = rows_of(runner.root / "eval" / "metrics.csv")
+    rows = runner.rows(runner.root / "eval" / "metrics.csv")
     held_out = {row["case_id"] for row in rows}
     assert len(held_out) == 1
     assert {row["threshold"] for row in rows if row["method"] == "full"} == {"label_free", "tag_calibrated", "oracle"}

@@ -14,20 +14,18 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import onnxruntime
 import pytest
 import torch
-from ignite.engine import Events
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
+from torch import Tensor, nn
 
 from monai_rrr.utils.files import sha256
 
@@ -35,17 +33,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning"
 
 TIED = "brats_mri_tied_autoencoder"
 REGIONS, MODALITIES = ("WT", "TC", "ET"), ("t1", "t1c", "t2", "flair")
+FILES = {"net_id": "network_def", "meta_file": "configs/metadata.json", "config_file": "configs/inference.yaml"}
+SIZES = ((2, 4, 16, 16, 8), (1, 4, 32, 24, 12), (3, 4, 8, 17, 5))
 SMALL = {"channels": [4, 8], "mask_share": 0.5}
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def record_of(root: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((root / "eval" / "run.json").read_text())
-    return record
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +51,11 @@ def test_training_leaves_a_classifier_and_six_numbers(tied: Any) -> None:
     beside = {name for name in weights if not name.startswith("encoder.")}
     assert beside == {"scale", "offset", "operating_point"}
     assert not torch.equal(weights["scale"], torch.ones(3)), "the decoder was trained"
-    record = record_of(tied.root)
+    record = tied.record()
     assert (record["status"], record["settings"]["masks"], record["training_cases"]) == ("completed", 2, 4)
     assert record["settings"]["rules"].startswith("LRPRules(body=ZPlus(")
     assert record["weights"]["1.0"] == {"classification": 1.0, "segmentation": 1.0}
-    steps = rows_of(tied.root / "eval" / "training.csv")
+    steps = tied.rows()
     assert {row["term"] for row in steps} == {"total", "classification", "segmentation"}
     assert all(float(row["value"]) > 0 for row in steps)
 
@@ -73,7 +63,7 @@ def test_training_leaves_a_classifier_and_six_numbers(tied: Any) -> None:
 def test_evaluation_scores_the_held_out_cases(tied: Any, cohort: Any, tmp_path: Path) -> None:
     options = {"dataset_dir": cohort.masked, "output_dir": tmp_path, "channels": [4, 8], "flips": [0]}
     tied.run("train.yaml", "evaluate.yaml", **options)
-    rows = rows_of(tmp_path / "metrics.csv")
+    rows = tied.rows(tmp_path / "metrics.csv")
     assert len({row["case_id"] for row in rows}) == 2
     full = [row for row in rows if row["method"] == "full"]
     assert {row["threshold"] for row in full} == {"label_free", "tag_calibrated", "fixed", "oracle"}
@@ -117,15 +107,15 @@ def test_overlays(overlay: str, tied: Any, cohort: Any, make_runner: Callable[..
     options = {"channels": [4, 8]} if overlay == "tags_only" else SMALL
     data = {"tags_file": cohort.tags, "epochs": 1}
     runner.train_here(f"{overlay}.yaml", dataset_dir=cohort.masked, **data, **options)
-    record = record_of(runner.root)
-    settings, usual = record["settings"], record_of(tied.root)["settings"]
+    record = runner.record()
+    settings, usual = record["settings"], tied.record()["settings"]
     weights = torch.load(runner.root / "models" / "model.pt", weights_only=True)
     assert any(name.startswith("decoder.") for name in weights) == (overlay == "untied")
     changed = {key for key in settings if settings[key] != usual[key]}
     expected = {"tags_only": {"mask_share", "masks"}, "untied": {"tied"}, "unscaled": {"scale"}}
     expected |= {"shuffled_masks": {"shuffle_masks"}}
     assert changed == expected.get(overlay, {"rules"})
-    terms = {row["term"] for row in rows_of(runner.root / "eval" / "training.csv")} - {"total"}
+    terms = runner.terms() - {"total"}
     assert terms == ({"classification"} if overlay == "tags_only" else {"classification", "segmentation"})
     if overlay in ("untied", "rule_epsilon"):
         names = ("inference.yaml", f"{overlay}.yaml")
@@ -143,42 +133,13 @@ def test_default_rules_are_those_of_the_overlay(tied: Any) -> None:
     assert rules() == rules("rule_zplus.yaml") != rules("rule_epsilon.yaml") != rules("rule_gamma.yaml")
 
 
-def test_stopped_and_resumed_training_is_the_uninterrupted_one(cohort: Any, tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parents[2] / "bundles" / TIED
-
-    def workflow(folder: str, **options: Any) -> ConfigWorkflow:
-        made = ConfigWorkflow(
-            config_file=str(root / "configs" / "train.yaml"),
-            workflow_type="train",
-            logging_file=False,
-            bundle_root=str(root),
-            dataset_dir=str(cohort.masked),
-            tags_file=str(cohort.tags),
-            output_dir=str(tmp_path / folder),
-            ckpt_dir=str(tmp_path / folder / "models"),
-            cache_dir=str(tmp_path / "cache"),
-            device="cpu",
-            **{"spacing": 6.0, "roi_size": [32, 32, 8], "epochs": 3, "slabs_per_case": 4, "batch_size": 2},
-            **{**SMALL, **options},
-        )
-        made.initialize()
-        return made
-
-    whole = workflow("whole")
-    whole.run()
-    whole.finalize()
-    first = workflow("run")
-    trainer = first.parser.get_parsed_content("train#trainer")
-    middle = trainer.state.epoch_length + trainer.state.epoch_length // 2
-    trainer.add_event_handler(Events.ITERATION_STARTED(once=middle), lambda _: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(SystemExit, match="143"):
-        first.run()
-    first.finalize()
-    second = workflow("run", resume=True)
-    second.run()
-    second.finalize()
-    for name in ("models/model.pt", "training.csv"):
-        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+def test_stopped_and_resumed_training_is_the_uninterrupted_one(cohort: Any, resumable: Callable[..., Any]) -> None:
+    data = {"dataset_dir": str(cohort.masked), "tags_file": str(cohort.tags)}
+    trainings = resumable(TIED, **data, **SMALL, epochs=3, slabs_per_case=4, batch_size=2)
+    trainings.train("whole")
+    trainings.interrupt("run")
+    trainings.train("run", resume=True)
+    trainings.check_equal("run", "whole")
 
 
 def test_two_processes_end_with_one_network(cohort: Any, make_runner: Callable[..., Any]) -> None:
@@ -186,13 +147,62 @@ def test_two_processes_end_with_one_network(cohort: Any, make_runner: Callable[.
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     data = {"dataset_dir": cohort.masked, "tags_file": cohort.tags, "device": "cpu", "dist_backend": "gloo"}
     runner.train("multi_gpu_train.yaml", launcher=launcher, slabs_per_case=4, epochs=1, **data, **SMALL)
-    record = record_of(runner.root)
+    record = runner.record()
     assert (record["processes"], record["iterations_per_epoch"]) == (2, 4)
     assert [path.name for path in (runner.root / "models").glob("*.pt")] == ["model.pt"]
 
 
 def test_network_fits_the_metadata(tied: Any) -> None:
-    files = {"net_id": "network_def", "meta_file": "configs/metadata.json", "config_file": "configs/inference.yaml"}
     for n in (1, 4):
-        done = tied.call("verify_net_in_out", **files, n=n)
+        done = tied.call("verify_net_in_out", **FILES, n=n)
         assert "verified with no error" in done.stdout + done.stderr
+
+
+def trained_network(root: Path, output: str) -> nn.Module:
+    """Return the network of the bundle with its weights, in Python."""
+    parser = ConfigParser()
+    parser.read_config(str(root / "configs" / "inference.yaml"))
+    parser["channels"], parser["network_def#output"] = SMALL["channels"], output
+    network: nn.Module = parser.get_parsed_content("network_def")
+    network.load_state_dict(torch.load(root / "models" / "model.pt", weights_only=True))
+    return network.eval()
+
+
+def image_of(size: tuple[int, ...]) -> Tensor:
+    """Return an image with a margin, and a modality that is absent from the first sample."""
+    image = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    image[:, :, :4] = 0
+    image[0, 1] = 0
+    return image
+
+
+@pytest.mark.parametrize("output", ["segmentation", "logits"])
+def test_torchscript_computes_the_same(output: str, tied: Any) -> None:
+    """By tracing; what was traced runs at any size and keeps the cut of odd ones."""
+    options = {"ckpt_file": "models/model.pt", "channels": SMALL["channels"], "network_def#output": output}
+    shape = {"use_trace": True, "input_shape": list(SIZES[0])}
+    tied.call("ckpt_export", **FILES, filepath=f"models/{output}.ts", **options, **shape)
+    network, traced = trained_network(tied.root, output), torch.jit.load(tied.root / "models" / f"{output}.ts")
+    for size in SIZES:
+        with torch.no_grad():
+            found, expected = traced(image_of(size)), network(image_of(size))
+        assert expected.shape[:2] == (size[0], 3)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("output", ["segmentation", "logits"])
+def test_onnx_computes_the_same(output: str, tied: Any) -> None:
+    axes = {0: "batch", 2: "height", 3: "width", 4: "depth"}
+    dynamic = {"image": axes, "pred": axes if output == "segmentation" else {0: "batch"}}
+    converter = {"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": dynamic}
+    options = {"ckpt_file": "models/model.pt", "channels": SMALL["channels"], "network_def#output": output}
+    shape = {"input_shape": list(SIZES[0]), "converter_kwargs": converter}
+    tied.call("onnx_export", **FILES, filepath=f"models/{output}.onnx", **options, **shape)
+    network = trained_network(tied.root, output)
+    session = onnxruntime.InferenceSession(tied.root / "models" / f"{output}.onnx")
+    for size in SIZES:
+        (found,) = session.run(None, {"image": image_of(size).numpy()})
+        with torch.no_grad():
+            expected = network(image_of(size)).numpy()
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, atol=1e-3, rtol=1e-3)

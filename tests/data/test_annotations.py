@@ -32,8 +32,6 @@ from monai_rrr.data import (
     check_annotations,
     load_annotated,
     load_datalist,
-    soft_vote,
-    vote,
 )
 from monai_rrr.data.annotations import annotator_groups
 from monai_rrr.data.class_map import from_classes, to_classes
@@ -240,23 +238,3 @@ def test_what_a_network_was_not_built_for_is_refused(annotated: Path) -> None:
         LoadAnnotationsd(["a1", "a1"], "brats2018")
     with pytest.raises(ValueError, match="one weight for each"):
         LoadAnnotationsd(["a1", "a2"], "brats2018", [1.0])
-
-
-def test_votes_equal_a_count_voxel_by_voxel() -> None:
-    torch.manual_seed(0)
-    annotations = torch.randint(-1, 4, (2, 5, 4, 4, 4), dtype=torch.int8)
-    annotated = torch.tensor([[True, True, False, True, True], [False, False, True, True, True]])
-    soft, hard = soft_vote(annotations, annotated), vote(annotations, annotated)
-    for batch, *place in np.ndindex(2, 4, 4, 4):
-        said = [int(annotations[(batch, r, *place)]) for r in range(5) if annotated[batch, r]]
-        counts = np.array([sum(one == c for one in said) for c in range(4)])
-        expected = counts / counts.sum() if counts.sum() else np.full(4, 0.25)
-        np.testing.assert_allclose(soft[(batch, slice(None), *place)].numpy(), expected, rtol=1e-6)
-        assert int(hard[(batch, *place)]) == int(counts.argmax())
-
-
-def test_votes_refuse_what_does_not_fit() -> None:
-    with pytest.raises(ValueError, match="does not match annotations"):
-        soft_vote(torch.zeros(1, 2, 3), torch.ones(1, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="classes below 3, got 3"):
-        soft_vote(torch.full((1, 2, 3), 3), num_classes=3)

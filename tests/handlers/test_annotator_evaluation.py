@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -25,7 +26,8 @@ import torch
 from monai.data import MetaTensor
 
 from monai_rrr.handlers import AnnotatorEvaluation, annotator_regions
-from monai_rrr.metrics import generalized_energy_distance
+from monai_rrr.metrics import generalized_energy_distance, region_scores, threshold_dice
+from monai_rrr.utils.distance import signed_distance
 
 AFFINE = np.diag([-1.0, 2.0, 1.0, 1.0])  # the first axis runs to the left
 
@@ -72,6 +74,60 @@ def test_table(case: dict[str, Any], tmp_path: Path) -> None:
     expected = float(generalized_energy_distance(said, truth))
     assert float(rows["all", "ET"]["ged"]) == pytest.approx(expected, abs=1e-5)
     assert (tmp_path / "metrics_provenance.json").exists()
+    for name, told, said in (("a", 3.0, 3.0), ("c", 4.0, 3.5), ("consensus", 3.5, 3.5)):
+        row, masks = rows[name, "WT"], [torch.from_numpy(ball(r)[None]) for r in (said, told)]
+        scores = region_scores(*masks, (1.0, 2.0, 1.0), ["WT"], ["hd95", "nsd"])["WT"]
+        assert [float(row[key]) for key in ("hd95", "nsd")] == pytest.approx([scores["hd95"], scores["nsd"]], abs=1e-4)
+        assert float(row["lesions"]) == float(row["lesion_recall"]) == 1
+        assert row["brier"] == row["ece"] == row["q_dice"] == row["ged"] == ""
+    said, truth = (torch.from_numpy(np.mean([ball(r) for r in pair], 0))[None] for pair in ((3, 3.5), (3, 4)))
+    assert float(rows["all", "WT"]["q_dice"]) == pytest.approx(float(threshold_dice(said, truth)), abs=1e-5)
+
+
+def test_lesions_and_what_is_missed(tmp_path: Path) -> None:
+    """Of two lesions one is touched; in another case nothing is predicted."""
+    for name in ("x", "y"):
+        image = np.zeros((12, 12, 12), np.uint8)
+        image[1:3, 1:3, 1:3] = image[7:9, 7:9, 7:9] = 2
+        nib.Nifti1Image(image, AFFINE).to_filename(tmp_path / f"{name}.nii.gz")
+    cases = [{"case_id": name, "annotations": {"a": str(tmp_path / f"{name}.nii.gz")}} for name in ("x", "y")]
+    handler = AnnotatorEvaluation(cases, ["a"], "brats2018", tmp_path / "metrics.csv")
+    predicted = torch.zeros(2, 12, 12, 12, dtype=torch.uint8)
+    handler.add("y", MetaTensor(predicted.clone(), affine=torch.from_numpy(AFFINE)))
+    predicted[1, 2:4, 1, 1] = 2
+    handler.add("x", MetaTensor(predicted, affine=torch.from_numpy(AFFINE)))
+    rows = {(row["case_id"], row["region"]): row for row in handler.rows if row["annotator"] == "a"}
+    assert [rows["x", "WT"][key] for key in ("lesions", "lesion_recall")] == [2, 0.5]
+    assert rows["x", "TC"]["lesions"] == 0
+    assert "lesion_recall" not in rows["x", "TC"]
+    missed = rows["y", "WT"]
+    assert [missed[key] for key in ("dice", "nsd", "lesion_recall")] == [0, 0, 0]
+    assert missed["hd95"] == pytest.approx(12 * 6**0.5, abs=1e-4), "the diagonal of the whole image"
+    assert [rows["y", "ET"][key] for key in ("dice", "nsd", "hd95")] == [1, 1, 0]
+
+
+def test_calibration(case: dict[str, Any], tmp_path: Path) -> None:
+    """Probabilities on a grid of its own: Brier and ECE near to what was drawn, voxel by voxel."""
+    probability = torch.zeros(5, 4, 12, 12, 12)
+    probability[:, 3] = torch.from_numpy(0.8 * ball(3.5) + 0.1)
+    probability[:, 0] = 1 - probability[:, 3]
+    geometry = {"affine": AFFINE, "source_affine": AFFINE, "source_shape": np.array([12, 12, 12])}
+    classes = MetaTensor(probability.argmax(1).byte(), affine=torch.from_numpy(AFFINE))
+    state = SimpleNamespace(
+        batch=[{"case_id": "x", "probability": probability, "geometry": geometry}], output=[{"pred": classes}]
+    )
+    handler = AnnotatorEvaluation([case], ["a", "b", "c", "d"], "brats2018", tmp_path / "metrics.csv")
+    handler(SimpleNamespace(state=state))
+    rows = {row["annotator"]: row for row in handler.rows if row["region"] == "ET"}
+    near = signed_distance(ball(4.0) > 0, (1.0, 2.0, 1.0)) > -8
+    assert near.sum() < near.size
+    for name, radius in (("a", 3.0), ("c", 4.0), ("consensus", 3.5)):
+        truth, said = ball(radius)[near], (0.8 * ball(3.5) + 0.1)[near]
+        assert rows[name]["brier"] == pytest.approx(np.square(said - truth).mean(), abs=1e-5)
+        gaps = [abs(truth[said > 0.5].mean() - 0.9), abs(truth[said < 0.5].mean() - 0.1)]
+        shares = [(said > 0.5).mean(), (said < 0.5).mean()]
+        assert rows[name]["ece"] == pytest.approx(np.dot(gaps, shares), abs=1e-5)
+    assert "brier" not in rows["all"]
 
 
 def test_a_case_without_truth_and_without_tumor(tmp_path: Path) -> None:

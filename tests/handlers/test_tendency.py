@@ -26,7 +26,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from monai_rrr.engines import PrepareAnnotations, explanation_update
-from monai_rrr.handlers import ConsensusUpdate, PrototypeUpdate, TendencySchedule, TendencyStages, vote_consensus
+from monai_rrr.handlers import (
+    ConsensusEstimate,
+    ConsensusUpdate,
+    PrototypeUpdate,
+    TendencySchedule,
+    TendencyStages,
+    TrustAnnotator,
+    majority_consensus,
+    vote_consensus,
+)
 from monai_rrr.inferers import explain_regions, tendency_maps, voxel_saliency_box
 from monai_rrr.networks import AnnotatorTendencyNet
 from monai_rrr.objectives import (
@@ -42,7 +51,7 @@ from monai_rrr.objectives import (
     SignedDistance,
     TendencyParsimony,
 )
-from monai_rrr.transforms import BandedConsensus
+from monai_rrr.transforms import BandedConsensus, StapleConsensus
 
 SIDE, C = 16, 3
 EPOCHS = 40
@@ -296,22 +305,63 @@ def test_consensus_is_estimated_every_few_epochs() -> None:
         bad.update()
 
 
-def test_expectation_maximization_as_estimate() -> None:
+GRID = {"spacing": (1.0, 1.0, 1.0), "num_classes": C, "regions": ((1, 2), (1,))}
+
+
+@pytest.mark.parametrize(
+    ("estimate", "certain", "rho"),
+    [
+        (vote_consensus, False, None),
+        (majority_consensus, True, None),
+        (BandedConsensus(**GRID, edges=(), diagonal=5.0, shares=True), False, 0.001),
+        (BandedConsensus(**GRID, shares=True), False, 0.001),
+        (StapleConsensus(**GRID), False, 0.001),
+        (TrustAnnotator(1), True, 1.0),
+    ],
+    ids=["soft vote", "vote", "Dawid-Skene", "bands", "STAPLE", "trust"],
+)
+def test_every_estimate(estimate: ConsensusEstimate, certain: bool, rho: float | None) -> None:
+    """Two annotators draw the same, one scatters."""
     training = Training()
-    estimate = BandedConsensus((1.0, 1.0, 1.0), num_classes=C, regions=((1, 2), (1,)))
+    for item in training.cases:
+        drawn = item["annotations"][0]
+        scattered = torch.where(torch.rand(drawn.shape) < 0.1, 2, drawn)
+        item["annotations"], item["annotated"] = torch.stack([scattered, drawn, drawn]), torch.ones(3, dtype=torch.bool)
+    training.network = AnnotatorTendencyNet(
+        ["a", "b", "c"], C, training.network.backbone, features=8, regions=2, width=16, slots=2, queue=1024
+    )
     ConsensusUpdate(training.network, training.cases, estimate).update()
-    for case in training.cases:
-        assert torch.allclose(case["consensus"].sum(0), torch.ones(SIDE, SIDE, SIDE), atol=1e-5)
-    assert float(training.network.rho.sum()) == pytest.approx(1)
+    for item in training.cases:
+        assert torch.allclose(item["consensus"].sum(0), torch.ones(SIDE, SIDE, SIDE), atol=1e-5)
+        assert not certain or set(item["consensus"].unique().tolist()) == {0, 1}
+        assert dice(item["consensus"].argmax(0) > 0, item["annotations"][1] > 0) > 0.99
+    found = training.network.rho
+    assert float(found.sum()) == pytest.approx(1)
+    assert float(found[1] - found[0]) >= rho if rho else torch.allclose(found, torch.full((3,), 1 / 3))
     batch = next(iter(DataLoader(training.cases, batch_size=2)))
     assert torch.equal(training.prepare(batch, "cpu")["consensus"], batch["consensus"])
 
 
-def test_votes() -> None:
-    drawn = torch.tensor([0, 1, -1]).reshape(3, 1, 1, 1)
-    found, reliability = vote_consensus([drawn], [torch.zeros(C, 1, 1, 1)])
-    assert found[0].flatten().tolist() == [0.5, 0.5, 0.0]
-    assert reliability is None
+def test_what_the_network_thinks_counts() -> None:
+    """Untrained, it says each class everywhere; made sure of the background, it outweighs two annotators."""
+    training = Training()
+    with torch.no_grad():
+        training.network.consensus_head.bias.copy_(torch.tensor([60.0, 0.0, 0.0]))
+    ConsensusUpdate(training.network, training.cases, BandedConsensus(**GRID, iterations=1)).update()
+    assert all(bool((item["consensus"].argmax(0) == 0).all()) for item in training.cases)
+
+
+def test_votes_and_trust_where_voxels_are_missing() -> None:
+    drawn, prior = torch.tensor([[0, 1, 2, -1], [1, -1, 2, -1]]).reshape(2, 1, 1, 4), torch.zeros(C, 1, 1, 4)
+    share, majority, trust = (
+        estimate([drawn], [prior])[0][0].flatten(1).T.tolist()
+        for estimate in (vote_consensus, majority_consensus, TrustAnnotator(1))
+    )
+    assert share == [[0.5, 0.5, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
+    assert majority == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]], "of equal ones the lowest"
+    assert trust == [[0, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
+    with pytest.raises(ValueError, match="expected an annotator from 0 to 1 to trust, got 2"):
+        TrustAnnotator(2)([drawn], [prior])
 
 
 def test_exception() -> None:

@@ -21,6 +21,7 @@ from hypothesis.extra.numpy import arrays
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler, write_metrics_reports
+from scipy import ndimage
 
 from monai_rrr.metrics import RegionScores, region_scores, segmentation
 
@@ -79,6 +80,24 @@ def test_l7_equals_brute_force(seed):
             expected = reference(pred[k], truth[k])
             scores = [found[region][name] for name in ("dice", "hd95", "assd")]
             np.testing.assert_allclose(scores, expected, rtol=2e-6, atol=1e-6)
+
+
+def test_nsd_is_the_share_of_surface_voxels_within_two_millimeters():
+    mask, moved = np.zeros((2, 1, 12, 12, 12), dtype=bool)
+    mask[:, 2:8, 2:8, 2:8] = True
+    for shift, expected in ((1, 1.0), (3, None)):
+        moved = np.roll(mask, shift, axis=1)
+        surfaces = [one[0] & ~ndimage.binary_erosion(one[0]) for one in (mask, moved)]
+        to = [ndimage.distance_transform_edt(~edge, sampling=(1.0, 1.5, 3.0)) for edge in surfaces]
+        near = (to[1][surfaces[0]] <= 2).sum() + (to[0][surfaces[1]] <= 2).sum()
+        share = near / sum(edge.sum() for edge in surfaces)
+        found = region_scores(moved, mask, (1.0, 1.5, 3.0), ["WT"], ["nsd"])["WT"]["nsd"]
+        assert found == pytest.approx(share)
+        assert expected is None or found == expected
+    assert found < 1
+    empty = mask & False
+    assert region_scores(empty, empty, SPACING, ["WT"], ["nsd"])["WT"]["nsd"] == 1
+    assert region_scores(empty, mask, SPACING, ["WT"], ["nsd"])["WT"]["nsd"] == 0
 
 
 @settings(max_examples=25, deadline=None)
@@ -154,7 +173,7 @@ def test_two_dimensions():
         ({"regions": ["WT"]}, r"one channel per region \('WT',\), got masks of shape \(3, 4, 4, 4\)"),
         ({"spacing": (1.0, 1.0)}, r"spacing expected 3 positive values in mm, got \(1.0, 1.0\)"),
         ({"spacing": (1.0, 1.0, -1.0)}, r"spacing expected 3 positive values in mm"),
-        ({"scores": ["iou"]}, r"scores expected some of .*'assd'\), got \('iou',\)"),
+        ({"scores": ["iou"]}, r"scores expected some of .*'nsd'\), got \('iou',\)"),
     ],
 )
 def test_exception(change, match):

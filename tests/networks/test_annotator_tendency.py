@@ -26,8 +26,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from monai_rrr.attribution import record
+from monai_rrr.errors import CheckpointError
 from monai_rrr.networks import AnnotatorTendencyNet, TendencyOutput
 from monai_rrr.objectives import AnnotatorSegmentation
+from monai_rrr.utils.tensor_file import write_tensors
+from monai_rrr.utils.weights import load_weights
 
 C, R, SIZE = 4, 3, (6, 5, 4)
 LAYERS = ("annotator_logits", "embedding", "signed_distance", "kernels", "scale")
@@ -183,6 +186,28 @@ def test_state_goes_round(tmp_path: Path) -> None:
     for same in (other, copy.deepcopy(network)):
         assert torch.equal(same(image()).annotators, expected)
         assert torch.equal(same.tendency_bank.prototype, network.tendency_bank.prototype)
+
+
+def test_weights_of_other_annotators_are_refused(tmp_path: Path) -> None:
+    network, other = awake(make()), make("abx")
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint-annotators.*of the annotators a, b, x, got those of a, b, c"
+    ):
+        other.load_state_dict(network.state_dict())
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items()), "nothing was loaded"
+    write_tensors(tmp_path / "model.pt", network.state_dict())
+    with pytest.raises(CheckpointError, match=r"checkpoint-annotators\] file .*model.pt: .*Hint: give the annotators"):
+        load_weights(other, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"checkpoint-mismatch.*has besides tendencies\.2\.gamma"):
+        load_weights(make("ab"), tmp_path / "model.pt")
+    late = make("ab")
+    late.add_annotator("c")
+    late.load_state_dict(network.state_dict())
+    assert torch.equal(late.annotator_ids, network.annotator_ids)
+    with pytest.raises(ValueError, match="ids of at most 64 bytes, got ddd"):
+        late.add_annotator("d" * 65)
+    assert late.annotators == ("a", "b", "c")
 
 
 def test_another_annotator_later() -> None:

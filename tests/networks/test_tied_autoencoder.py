@@ -28,7 +28,7 @@ from monai.networks.nets import DenseNet, DynUNet, SegResNet, UNet, resnet18
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from monai_rrr.attribution import Epsilon, LRPRules, UnrolledLRP, record
+from monai_rrr.attribution import Epsilon, Gamma, LRPRules, UnrolledLRP, record
 from monai_rrr.networks import SegmenterClassifier, TiedAutoencoder
 
 K, SIZE = 3, (6, 5, 4)
@@ -308,6 +308,35 @@ def test_encoders_of_monai(build: Callable[[], nn.Module]) -> None:
     assert maps.detach().flatten(2).std(2).min() > 0
     (maps.square().mean() + trace.logits.square().mean()).backward()
     assert [n for n, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit.:DeprecationWarning")
+@pytest.mark.parametrize("build", ENCODERS, ids=lambda build: build.__name__)
+def test_traced_network_runs_at_other_sizes(build: Callable[[], nn.Module]) -> None:
+    """Nothing of the size is written into the program, not even where a stride cuts an odd one."""
+    network = TiedAutoencoder(build(), K, output="segmentation").eval()
+    sizes = [(2, 2, 16, 16), (1, 2, 24, 17)] if build in (dense, plain_unet) else [(2, 2, 16, 16, 8), (1, 2, 24, 17, 9)]
+    with torch.no_grad():
+        traced = torch.jit.trace(network, torch.rand(sizes[0]), check_trace=False)
+        for size in sizes:
+            x = torch.rand(size)
+            torch.testing.assert_close(traced(x), network(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["segmentation", "logits"])
+@pytest.mark.parametrize(
+    "rules", [None, LRPRules(Epsilon(), None, None), LRPRules(Gamma())], ids=["zplus", "eps", "gamma"]
+)
+def test_exported_program_runs_at_other_sizes(rules: LRPRules | None, output: str) -> None:
+    """Sizes that the strides divide; for others a guard of the program may raise."""
+    network = TiedAutoencoder(unet(), K, rules, output=output).eval()
+    auto = torch.export.Dim.AUTO
+    axes = ({0: auto, 2: auto, 3: auto, 4: auto},)
+    program = torch.export.export(network, (torch.rand(2, 2, 16, 16, 8),), dynamic_shapes=axes).module()
+    for size in ((1, 2, 24, 16, 12), (3, 2, 8, 20, 16)):
+        x = torch.rand(size)
+        torch.testing.assert_close(program(x), network(x), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("build", [resnet, dense, segres, unet], ids=lambda build: build.__name__)

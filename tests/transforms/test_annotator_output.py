@@ -42,7 +42,9 @@ def make_case() -> dict[str, Any]:
 
 
 def test_classes_lie_where_the_file_has_them() -> None:
-    found = AnnotatorClassesd()(make_case())["pred"]
+    case = AnnotatorClassesd()(make_case())
+    assert torch.equal(case["probability"], make_case()["pred"])
+    found = case["pred"]
     assert found.shape == (3, 12, 12, 12)
     assert found.dtype == torch.uint8
     for index, (label, place) in enumerate([(1, (1, 1, 2)), (2, (1, 1, 2)), (3, (3, 3, 3))]):

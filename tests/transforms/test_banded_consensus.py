@@ -9,15 +9,19 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Expectation maximization with bands: against a loop, against SimpleITK's STAPLE, and where it beats the votes."""
+"""Expectation maximization with bands: a loop, SimpleITK's STAPLE, and annotators whose habits are known."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 from torch import Tensor
 
+from monai_rrr.data import simulate_annotator
+from monai_rrr.data.annotator_rules import KINDS
+from monai_rrr.metrics import class_regions
 from monai_rrr.transforms import BandedConsensus
 from monai_rrr.transforms.truncated_distance import truncated_distance
 from monai_rrr.transforms.vote_share import vote_share
@@ -47,7 +51,7 @@ def test_against_a_loop() -> None:
     regions = ((1, 2), (2,))
     estimate = BandedConsensus(SPACING, 3, regions, edges=(-1.0, 1.0), margin=20.0, iterations=2, diagonal=5.0)
     found, rho = estimate([drawn], [prior])
-    vote = vote_share(drawn[None], torch.ones(1, 3).bool(), 3)[0].double()
+    vote = vote_share(drawn[None], num_classes=3)[0].double()
     label = vote.argmax(0)
     inside = torch.stack([label > 0, label == 2])
     distance = truncated_distance(inside[None], SPACING, 2.0)[0]
@@ -107,6 +111,70 @@ def test_as_staple_of_simpleitk() -> None:
     assert int(rho.argmax()) == 0
 
 
+def tumor(radius: float, size: int = 28) -> Tensor:
+    axis = torch.arange(size) + 0.5 - size / 2
+    distance = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2).sqrt()
+    return torch.where(distance < radius / 2, 1, torch.where(distance < radius / 1.4, 3, 2 * (distance < radius)))
+
+
+def team(*kinds: str, radius: float = 9.0) -> tuple[Tensor, Tensor]:
+    """Return what simulated annotators draw of a tumor, and the tumor."""
+    truth = tumor(radius)
+    drawn = [
+        simulate_annotator(truth.numpy(), SPACING, KINDS[kind], np.random.RandomState(number))
+        for number, kind in enumerate(kinds)
+    ]
+    return torch.from_numpy(np.stack(drawn)).long(), truth
+
+
+def dice(found: Tensor, truth: Tensor) -> list[float]:
+    first, second = (class_regions(classes).flatten(1) for classes in (found, truth))
+    return (2 * (first & second).sum(1) / (first.sum(1) + second.sum(1))).tolist()
+
+
+@pytest.mark.parametrize("edges", [(), (-4.0, -1.0, 1.0, 4.0)])
+def test_six_diverse_annotators_give_more_than_their_vote(edges: tuple[float, ...]) -> None:
+    cases = [team("expert", "over", "under", "smoother", "confuser", "misser", radius=radius) for radius in (8.0, 10.0)]
+    found, rho = BandedConsensus(SPACING, edges=edges, diagonal=5.0, shares=True)([drawn for drawn, _ in cases])
+    for consensus, (drawn, truth) in zip(found, cases, strict=True):
+        scores = zip(dice(consensus.argmax(0), truth), dice(vote_share(drawn[None])[0].argmax(0), truth), strict=True)
+        assert all(em > voted for em, voted in scores)
+        assert dice(consensus.argmax(0), truth)[0] > 0.995
+    assert float(rho[0]) > float(rho[1:5].max()), "the expert counts more than those who draw otherwise"
+
+
+def test_a_correlated_majority_wins() -> None:
+    """What the documentation says plainly: two who draw too large make the consensus too large."""
+    drawn, truth = team("over", "over", "expert")
+    found, _ = BandedConsensus(SPACING, edges=(), diagonal=5.0, shares=True)([drawn])
+    assert int((found[0].argmax(0) > 0).sum()) > 1.3 * int((truth > 0).sum())
+
+
+def test_who_is_absent_changes_nothing() -> None:
+    drawn, _ = team("expert", "over", "under")
+    absent = torch.cat([drawn, torch.full_like(drawn[:1], -1)])
+    three, four = (BandedConsensus(SPACING)([one], [flat_prior(one, 4)]) for one in (drawn, absent))
+    assert torch.equal(three[0][0], four[0][0])
+    assert torch.equal(torch.cat([three[1], torch.zeros(1)]), four[1])
+
+
+def test_a_sure_prior_decides() -> None:
+    drawn, _ = team("over")
+    truth = tumor(7.0)
+    prior = torch.nn.functional.one_hot(truth, 4).movedim(-1, 0).float()
+    found, _ = BandedConsensus(SPACING, iterations=1)([drawn], [prior])
+    assert torch.equal(found[0].argmax(0), truth)
+
+
+def test_nothing_drawn_is_background() -> None:
+    drawn = torch.zeros(2, 4, 4, 4, dtype=torch.int64)
+    for found, _ in (
+        BandedConsensus(SPACING)([drawn], [flat_prior(drawn, 4)]),
+        BandedConsensus(SPACING, shares=True)([drawn]),
+    ):
+        assert bool((found[0][0] == 1).all())
+
+
 def unsure(distance: Tensor) -> Tensor:
     """What a network says that knows the boundary to some millimeters."""
     return torch.stack([(-distance / 2).sigmoid(), (distance / 2).sigmoid()])
@@ -119,7 +187,7 @@ def test_better_than_the_votes() -> None:
     errors = [0.02, 0.4, 0.4, 0.4, 0.4]
     drawn = torch.stack([noisy(truth, rate * near, seed) for seed, rate in enumerate(errors)])
     found, rho = BandedConsensus(SPACING, **BINARY)([drawn], [unsure(distance)])
-    vote = vote_share(drawn[None], torch.ones(1, 5).bool(), 2)[0].argmax(0)
+    vote = vote_share(drawn[None], num_classes=2)[0].argmax(0)
     wrong, voted = (int((label != truth).sum()) for label in (found[0].argmax(0), vote))
     assert wrong < 0.6 * voted
     assert int(rho.argmax()) == 0
@@ -150,7 +218,7 @@ def test_cases_share_the_matrices_and_far_voxels_keep_their_votes() -> None:
     both, _ = estimate([drawn, drawn], [flat_prior(drawn, 2)] * 2)
     assert torch.equal(both[0], both[1])
     far = ball(24, 6) < -3
-    vote = vote_share(drawn[None], torch.ones(1, 3).bool(), 2)[0]
+    vote = vote_share(drawn[None], num_classes=2)[0]
     assert torch.equal(both[0][:, far], vote[:, far])
 
 
@@ -158,6 +226,8 @@ def test_exception() -> None:
     drawn = torch.zeros(2, 3, 3, 3, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"prior must be \(4, 3, 3, 3\), got \(2, 3, 3, 3\)"):
         BandedConsensus(SPACING)([drawn], [flat_prior(drawn, 2)])
+    with pytest.raises(ValueError, match="expected a prior of each case, or shares"):
+        BandedConsensus(SPACING)([drawn])
     with pytest.raises(ValueError, match="must be positive"):
         BandedConsensus(SPACING, other=0.0)
     with pytest.raises(ValueError, match="edges must rise"):

@@ -32,9 +32,10 @@ def slow(mask: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
     return out
 
 
-def test_equals_a_search_over_all_voxels() -> None:
+@pytest.mark.parametrize("spacing", [(1.5, 1.5, 1.5), (0.7, 1.6, 2.9)])
+def test_equals_a_search_over_all_voxels(spacing: tuple[float, ...]) -> None:
     mask = np.random.RandomState(0).uniform(size=(7, 6, 5)) > 0.6
-    np.testing.assert_allclose(signed_distance(mask, (1.5, 1.5, 1.5)), slow(mask, (1.5, 1.5, 1.5)), atol=1e-5)
+    np.testing.assert_allclose(signed_distance(mask, spacing), slow(mask, spacing), atol=1e-5)
 
 
 def test_thick_slices_count_half_of_their_own_thickness() -> None:

@@ -13,8 +13,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +22,14 @@ from monai.networks.nets import SegResNet
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from monai_rrr.errors import CheckpointError
 from monai_rrr.losses.reduction import full_precision
 from monai_rrr.networks.blocks.prototype_bank import PrototypeBank
 from monai_rrr.networks.blocks.tendency import AnnotatorKernels, TendencyEmbedding
 
 __all__ = ["AnnotatorTendencyNet", "TendencyOutput"]
+
+_BYTES = 64
 
 
 class TendencyOutput(NamedTuple):
@@ -57,8 +60,11 @@ class AnnotatorTendencyNet(nn.Module):
     which makes the features linear in the distance, so that a tendency of some millimeters is within reach of kernels
     of one voxel.
 
+    The ids are part of the weights (``annotator_ids``): weights of others in the same number, which would name the
+    masks wrongly, are refused with a :class:`~monai_rrr.errors.CheckpointError`, ``checkpoint-annotators``.
+
     Args:
-        annotators: their ids, sorted; pseudonyms.
+        annotators: their ids, sorted; pseudonyms of up to 64 bytes.
         num_classes: ``C``, classes that exclude each other, 0 is the background.
         backbone: image to features ``BFDHW``; any MONAI segmentation network with ``F`` output channels. Default:
             a ``SegResNet`` with 16 initial filters.
@@ -82,8 +88,8 @@ class AnnotatorTendencyNet(nn.Module):
           ``tendency_prototypes`` ``RCME``, ``prior`` ``1+R``.
 
     Raises:
-        ValueError: When annotators are none, twice or not sorted, an argument does not fit, or the backbone does not
-            return ``BFDHW``.
+        ValueError: When annotators are none, twice, not sorted or too long, an argument does not fit, or the backbone
+            does not return ``BFDHW``.
 
     Reference:
         After the abstract of Cheng, Shiau, Yang and Wang, TAX, arXiv 2302.09561; equations, bank and stages are ours.
@@ -99,6 +105,7 @@ class AnnotatorTendencyNet(nn.Module):
         1025
     """
 
+    annotator_ids: Tensor
     rho: Tensor
     prior_weight: Tensor
 
@@ -139,6 +146,7 @@ class AnnotatorTendencyNet(nn.Module):
         self.tendencies = nn.ModuleList(AnnotatorKernels(num_classes, slots, width, temperature) for _ in range(count))
         self.shared_bank = PrototypeBank(num_classes, shared_slots, width, queue)
         self.tendency_bank = PrototypeBank(count * num_classes, slots, width, queue)
+        self.register_buffer("annotator_ids", _as_bytes(self.annotators))
         self.register_buffer("rho", torch.full((count,), 1 / count))
         self.register_buffer("prior_weight", torch.full((1 + count,), 1 / (1 + count)))
         self.annotator_logits, self.embedding, self.signed_distance = nn.Identity(), nn.Identity(), nn.Identity()
@@ -189,6 +197,21 @@ class AnnotatorTendencyNet(nn.Module):
             self.backbone.eval()
         return self
 
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        ids = state_dict.get(f"{prefix}annotator_ids")
+        if (
+            isinstance(ids, Tensor)
+            and ids.shape == self.annotator_ids.shape
+            and not torch.equal(ids.to(self.annotator_ids), self.annotator_ids)
+        ):
+            found = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in ids.tolist()]
+            message = (
+                f"expected weights of the annotators {', '.join(self.annotators)}, got those of {', '.join(found)}"
+            )
+            hint = "give the annotators of the training (`annotators`)"
+            raise CheckpointError("checkpoint-annotators", message, hint=hint)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def tendency_parameters(self) -> list[nn.Parameter]:
         """Return what makes annotators differ: kernels, ``gamma`` and the scale ``s``."""
         return [*self.tendencies.parameters(), self.log_scale]
@@ -228,14 +251,23 @@ class AnnotatorTendencyNet(nn.Module):
         if name in self.annotators:
             raise ValueError(f"annotator '{name}' is there already: {list(self.annotators)}")
         device = self.rho.device
+        ids = _as_bytes((*self.annotators, name)).to(device)
         self.requires_grad_(False)
         self.freeze_backbone = True
         self.train(self.training)
         added = AnnotatorKernels(self.num_classes, self.slots, self.width, self.temperature).to(self.log_scale)
         self.tendencies.append(added)
-        self.annotators = (*self.annotators, name)
+        self.annotators, self.annotator_ids = (*self.annotators, name), ids
         self.tendency_bank.extend(self.num_classes)
         self.rho = torch.cat([self.rho, torch.zeros(1, device=device)])
         prior = torch.cat([self.prior_weight, self.prior_weight[1:].mean().reshape(1)])
         self.prior_weight = prior / prior.sum()
         return list(added.parameters())
+
+
+def _as_bytes(ids: Sequence[str]) -> Tensor:
+    """Ids as a table of bytes, padded with zeros."""
+    encoded = [name.encode() for name in ids]
+    if max(map(len, encoded)) > _BYTES:
+        raise ValueError(f"annotators must have ids of at most {_BYTES} bytes, got {max(encoded, key=len).decode()}")
+    return torch.tensor([list(name.ljust(_BYTES, b"\0")) for name in encoded], dtype=torch.uint8)

@@ -121,7 +121,7 @@ class TiedAutoencoder(nn.Module):
         if logits.shape[1:] != (self.num_classes,):
             raise ValueError(f"the encoder must return logits B {self.num_classes}, got {tuple(logits.shape)}")
         if class_idx is None:
-            class_idx = torch.arange(self.num_classes, device=image.device).expand(len(image), -1)
+            class_idx = torch.arange(self.num_classes, device=image.device).expand(image.shape[0], -1)
         relevance = self.relevance(self._decode(values, class_idx))
         with torch.autocast(image.device.type, enabled=False):
             maps = self.segmentation(self._logits(relevance, class_idx, image))
@@ -147,7 +147,7 @@ class TiedAutoencoder(nn.Module):
 
     def _logits(self, relevance: Tensor, class_idx: Tensor, image: Tensor) -> Tensor:
         maps = relevance.sum(2)
-        columns = class_columns(class_idx, len(maps))
+        columns = class_columns(class_idx, maps.shape[0])
         check_classes(columns, self.num_classes)
         ones = (1,) * (maps.ndim - 2)
         gain, offset = (p[columns].reshape(*columns.shape, *ones).to(maps.dtype) for p in (self.scale, self.offset))
