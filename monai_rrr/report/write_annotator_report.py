@@ -24,7 +24,6 @@ import torch
 from jinja2 import Environment
 from PIL import Image
 
-from monai_rrr.data.consensus import vote
 from monai_rrr.errors import DataError
 from monai_rrr.metrics.statistics import Interval
 from monai_rrr.report.annotator_card import annotator_cards
@@ -35,6 +34,7 @@ from monai_rrr.report.annotator_view import AnnotatorView, load_annotator_view
 from monai_rrr.report.pictures import curves_figure, data_uri, scores_figure, style
 from monai_rrr.report.record_text import describe_record
 from monai_rrr.report.write_annotators import annotator_section
+from monai_rrr.transforms.vote_share import vote_share
 from monai_rrr.utils.enums import REGIONS
 from monai_rrr.utils.files import atomic_write
 
@@ -85,7 +85,7 @@ def write_annotator_report(
     drawn, predicted, shown = [], [], []
     for index, case_id in enumerate(order):
         view = load_annotator_view(trained, listed[case_id], convention)
-        votes = vote(torch.from_numpy(view.drawn)[None].long())[0].numpy()
+        votes = vote_share(torch.from_numpy(view.drawn)[None])[0].argmax(0).numpy()
         drawn.append(view.compared(view.drawn, votes))
         predicted.append(view.compared(view.versions, view.consensus))
         if index < max_cases:
