@@ -25,6 +25,7 @@ from .datalist import Case, load_datalist
 from .decoy import load_decoy, make_decoy, replay_decoy
 from .decoy_plan import DecoySettings
 from .epoch_loader import EpochLoader
+from .image_case import CaseOfImaged, image_case
 from .load import LoadBrainBoxd
 from .load_annotations import LoadAnnotationsd
 from .loader import CaseLoader
@@ -47,6 +48,7 @@ __all__ = [
     "Case",
     "Consensus",
     "CaseLoader",
+    "CaseOfImaged",
     "EpochLoader",
     "DecoySettings",
     "LoadAnnotationsd",
@@ -64,6 +66,7 @@ __all__ = [
     "consensus_staple",
     "derive_tags",
     "generate_cohort",
+    "image_case",
     "leave_one_fold_out",
     "load_annotated",
     "load_datalist",
