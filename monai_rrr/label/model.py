@@ -32,8 +32,8 @@ from monai_rrr.errors import CheckpointError, ConfigError
 from monai_rrr.label.prediction import Prediction
 from monai_rrr.label.tendency import tendency_details
 from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
-from monai_rrr.transforms.answer import AnswerLabeld
 from monai_rrr.transforms.annotator_output import SaveAnnotatorMasksd
+from monai_rrr.transforms.answer import AnswerLabeld
 from monai_rrr.transforms.heatmap_output import SaveHeatmapsd
 from monai_rrr.transforms.regions import to_regions
 from monai_rrr.utils.enums import MODALITIES, REGIONS

@@ -26,11 +26,12 @@ DTYPES = ("uint8", "uint16", "float32")
 MAX_EPOCHS = 100_000
 # What MONAI Label and its viewers send along, and what changes nothing here.
 IGNORED = frozenset(
-    """
-    model image description device model_filename result_compress result_write_to_file restore_label_idx logging timeout
-    session save_label label_tag label_info label user client_id multi_gpu gpus force_multi_gpu tracking tracking_uri
-    tracking_experiment_name tracking_run_name run_id bundle_path local_rank name dataset
-    """.split()
+    (
+        *("model", "image", "description", "device", "model_filename", "logging", "timeout", "user", "client_id"),
+        *("result_compress", "result_write_to_file", "restore_label_idx", "save_label", "label_tag", "label_info"),
+        *("session", "label", "case", "name", "dataset", "bundle_path", "local_rank", "run_id", "gpus", "multi_gpu"),
+        *("force_multi_gpu", "tracking", "tracking_uri", "tracking_experiment_name", "tracking_run_name"),
+    )
 )
 
 

@@ -48,10 +48,10 @@ def train_bundle(
 ) -> dict[str, Any]:
     """Train a bundle with the labels of a store, and put the new weights in place when all went well.
 
-    Every annotator's newest ``final`` label counts where the bundle tells annotators apart; else the newest of the case.
-    In other bundles, ``evidence`` labels join the masks that guide heatmaps: evidence is allowed in the tumor and where
-    1 was drawn, and not allowed where 2 was drawn (see :func:`~monai_rrr.label.evidence.write_evidence`); the guidance is
-    then ``energy``, which asks nothing of the places where evidence is allowed.
+    Every annotator's newest ``final`` label counts where the bundle tells annotators apart, else the newest of the
+    case. In other bundles, ``evidence`` labels join the masks that guide heatmaps: evidence is allowed in the tumor and
+    where 1 was drawn, and not allowed where 2 was drawn (see :func:`~monai_rrr.label.evidence.write_evidence`). The
+    guidance is then ``energy``, which asks nothing of the places where evidence is allowed.
 
     Args:
         model: trained; its folder receives the weights.
