@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,7 +71,8 @@ def label(
     command = server_command(app, source, host, port, ssl)
     out().print(f"serving {', '.join(one.name for one in bundles)} at {host}:{port}; labels in {app}", markup=False)
     sys.stdout.flush()
-    raise typer.Exit(subprocess.run(command, env={**os.environ, **environment}, cwd=app, check=False).returncode)
+    os.chdir(app)
+    os.execve(command[0], command, {**os.environ, **environment})  # one process: what stops it stops the server
 
 
 def _settings(words: list[str]) -> dict[str, Any]:

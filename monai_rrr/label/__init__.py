@@ -11,8 +11,8 @@
 
 """A labeling server for bundles: MONAI Label, with heatmaps, who and why, and labels that teach where to look.
 
-What needs MONAI Label itself (the extra ``label``, an environment of its own) is in ``app``, ``tasks``, ``datastore`` and
-``server``; all else works without it.
+What needs MONAI Label itself (the extra ``label``, an environment of its own) is in ``app``, ``tasks``, ``datastore``
+and ``server``; all else works without it.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,13 @@ from monai_rrr.label.studies import list_studies
 from monai_rrr.label.tasks import ExplanationScoring, HeatmapInfer, MaskInfer, MostUrgent, SubmittedTrain
 from monai_rrr.utils.enums import MODALITIES
 
-try:
+if find_spec("monailabel") is not None:
     from monailabel.config import settings
-    from monailabel.datastore.utils.dicom import DICOMwebClientX
+    from monailabel.datastore.dicom import DICOMwebClientX
     from monailabel.interfaces.app import MONAILabelApp
     from monailabel.tasks.activelearning.first import First
     from monailabel.tasks.activelearning.random import Random
-except ImportError:  # the extra "label" is not installed
+else:  # the extra "label" is not installed
     settings = DICOMwebClientX = First = Random = None
     MONAILabelApp = object
 

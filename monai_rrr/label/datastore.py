@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -24,10 +25,10 @@ from monai_rrr.errors import DataError
 from monai_rrr.label.dicom import STUDY, first_value, study_case
 from monai_rrr.label.store import FINAL, CaseStore
 
-try:
+if find_spec("monailabel") is not None:
     from monailabel.datastore.dicom import DICOMWebDatastore
     from monailabel.interfaces.datastore import Datastore
-except ImportError:  # the extra "label" is not installed
+else:  # the extra "label" is not installed
     DICOMWebDatastore = Datastore = object
 
 __all__ = ["CaseDatastore", "StudyDatastore"]

@@ -119,8 +119,6 @@ def prepare(
         # two processes that fetch one series at once leave half of it
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
         "MONAI_LABEL_TRACKING_ENABLED": "false",
-        # the viewer comes from the server itself; pages from elsewhere may not read its answers
-        "MONAI_LABEL_CORS_ORIGINS": os.environ.get("MONAI_LABEL_CORS_ORIGINS", '["http://127.0.0.1"]'),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
     return work, environment

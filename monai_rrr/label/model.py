@@ -37,10 +37,14 @@ from monai_rrr.transforms.answer import AnswerLabeld
 from monai_rrr.transforms.heatmap_output import SaveHeatmapsd
 from monai_rrr.transforms.regions import to_regions
 from monai_rrr.utils.enums import MODALITIES, REGIONS
+from monai_rrr.utils.manifest import manifest_path, read_manifest
 from monai_rrr.utils.nifti_file import affine_geometry
 from monai_rrr.utils.weights import load_weights
 
-__all__ = ["BundleModel"]
+__all__ = ["TRAINED_WITH", "BundleModel"]
+
+TRAINED_WITH = "trained_with"
+"""Key of a manifest: entries of the configuration that fit the weights."""
 
 WRITERS = (SaveHeatmapsd, SaveAnnotatorMasksd, AnswerLabeld)
 
@@ -70,16 +74,11 @@ class BundleModel:
             message = f"expected a bundle with configs/inference.yaml, got {self.name!r}"
             raise ConfigError("bundle-missing", message, path=self.folder)
         self.settings = dict(settings or {})
-        plain = ConfigParser.load_config_file(config)
-        used = {key: value for key, value in self.settings.items() if key in plain}
-        pass_gate(self.folder, [config], used, base=self.folder)
         self.metadata = json.loads((self.folder / "configs" / "metadata.json").read_text("utf-8"))
-        self.modalities: tuple[str, ...] = tuple(plain.get("modalities", MODALITIES))
-        self._parser = ConfigParser(plain)
-        places = {"bundle_root": self.folder, "cache_dir": self.work / "cache", "output_dir": self.work / "eval"}
-        self._parser.update({**used, **{key: str(path) for key, path in places.items()}})
         self._turn = threading.Lock()
         self._stamp: FileStamp | None = None
+        self._parser = self._parse({})
+        self.modalities: tuple[str, ...] = tuple(self._parser.get("modalities", MODALITIES))
 
     @property
     def weights(self) -> Path:
@@ -124,16 +123,29 @@ class BundleModel:
                     data = step(data)
         return self._prediction(data, maps, details)
 
+    def _parse(self, trained_with: Mapping[str, Any]) -> ConfigParser:
+        config = self.folder / "configs" / "inference.yaml"
+        plain = ConfigParser.load_config_file(config)
+        used = {key: value for key, value in {**self.settings, **trained_with}.items() if key in plain}
+        pass_gate(self.folder, [config], used, base=self.folder)
+        parser = ConfigParser(plain)
+        places = {"bundle_root": self.folder, "cache_dir": self.work / "cache", "output_dir": self.work / "eval"}
+        parser.update({**used, **{key: str(path) for key, path in places.items()}})
+        return parser
+
     def _network(self) -> torch.nn.Module:
         """The network with the weights that the file has now."""
         if not self.weights.is_file():
             hint = f"train it: POST /train/{self.name}, or monai-rrr run {self.name}"
             raise CheckpointError("checkpoint-missing", "expected trained weights, there are none", hint=hint)
         stamp = FileStamp.of(str(self.weights))
-        network: torch.nn.Module = self._content("network")
         if stamp != self._stamp:
-            load_weights(network, self.weights, bool(self._parser.get("require_manifest", True)))
+            known = read_manifest(self.weights) if manifest_path(self.weights).exists() else {}
+            self._parser = self._parse(known.get(TRAINED_WITH, {}))
+            fresh: torch.nn.Module = self._content("network")
+            load_weights(fresh, self.weights, bool(self._parser.get("require_manifest", True)))
             self._stamp = stamp
+        network: torch.nn.Module = self._content("network")
         return network.eval()
 
     def _content(self, key: str) -> Any:

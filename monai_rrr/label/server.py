@@ -20,7 +20,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-from monai_rrr.errors import ConfigError, DatasetError, RRRError, named_error
+from monai_rrr.errors import ConfigError, RRRError
+from monai_rrr.label.routes import answer_of, our_routes
 
 __all__ = ["Guard", "guarded_app"]
 
@@ -30,6 +31,7 @@ Send = Callable[[Any], Awaitable[None]]
 
 MAX_UPLOAD = 1 << 30
 LIMIT = "MONAI_RRR_LABEL_MAX_UPLOAD"
+ORIGINS = "MONAI_RRR_LABEL_ORIGINS"
 _ID = re.compile(r"[^\x00-\x1f/\\]{1,128}\Z")
 _IDS = ("image", "label", "id", "tag", "session_id", "strategy")
 _CLOSED = ("/logs", "/dsa", "/wsi")
@@ -57,23 +59,35 @@ class Guard:
 
         async def watched(message: Any) -> None:
             nonlocal started
-            started = started or message["type"] == "http.response.start"
+            started = True
             await send(message)
 
         try:
             _check(scope, self.limit)
             await self.app(scope, _counted(receive, self.limit), watched)
-        except Exception as error:
-            status, answer = _answer(error)
-            if started or answer is None:
+        except RRRError as error:
+            if started:
                 raise
-            await _respond(send, status, answer)
+            await _respond(send, *answer_of(error))
 
 
 def guarded_app() -> Guard:
-    """Return MONAI Label's application behind the guard."""
+    """Return MONAI Label's application with our routes, behind the guard."""
     from monailabel.app import app
+    from monailabel.interfaces.exception import MONAILabelException
+    from monailabel.interfaces.utils.app import app_instance
+    from starlette.responses import JSONResponse
 
+    async def named(request: Any, error: Any) -> Any:
+        status, answer = answer_of(error)
+        return JSONResponse(answer, status_code=status)
+
+    async def theirs(request: Any, error: Any) -> Any:
+        return JSONResponse({"detail": str(error.msg), "code": "request"}, status_code=400)
+
+    app.add_exception_handler(RRRError, named)
+    app.add_exception_handler(MONAILabelException, theirs)
+    app.router.routes[:0] = our_routes(app_instance)
     return Guard(app, int(os.environ.get(LIMIT, MAX_UPLOAD)))
 
 
@@ -99,9 +113,16 @@ def _check(scope: Scope, limit: int) -> None:
             if value and (not _ID.match(value) or ".." in value):
                 message = f"expected an id of up to 128 signs without / and .., got {value[:80]!r}"
                 raise ConfigError("request", message, field=name)
-    for key, value in scope["headers"]:
-        if key == b"content-length" and (not value.isdigit() or int(value) > limit):
-            raise _too_large(limit)
+    headers = dict(scope["headers"])
+    size = headers.get(b"content-length", b"0")
+    if not size.isdigit() or int(size) > limit:
+        raise _too_large(limit)
+    origin = headers.get(b"origin", b"").decode("latin-1")
+    own = headers.get(b"host", b"").decode("latin-1")
+    # a page from elsewhere that an annotator has open could otherwise use the server in their name
+    if origin and origin.partition("://")[2] != own and origin not in os.environ.get(ORIGINS, "").split(","):
+        hint = f"start the server with {ORIGINS}={origin[:80]} to allow it"
+        raise ConfigError("request", f"expected a page of {own[:80]}, got one of {origin[:80]}", hint=hint)
 
 
 def _counted(receive: Receive, limit: int) -> Receive:
@@ -121,25 +142,6 @@ def _counted(receive: Receive, limit: int) -> Receive:
 def _too_large(limit: int) -> ConfigError:
     hint = f"send less, or start the server with {LIMIT}=BYTES"
     return ConfigError("request-size", f"expected a request of at most {limit} bytes, got more", hint=hint)
-
-
-def _answer(error: Exception) -> tuple[int, dict[str, Any] | None]:
-    """Status and JSON of an error that the client caused; None for a fault of the server."""
-    named = named_error(error)
-    if named is not None:
-        status = {"case-unknown": 404, "request-size": 413, "checkpoint-missing": 409, "score-missing": 409}
-        return status.get(named.code, 400), {"detail": str(named), **_fields(named)}
-    if isinstance(error, json.JSONDecodeError):
-        return 400, {"detail": f"[request] field params: expected JSON, got {error}", "code": "request"}
-    if type(error).__name__ in ("MONAILabelException", "ImageNotFoundException", "LabelNotFoundException"):
-        return 400, {"detail": str(getattr(error, "msg", error)), "code": "request"}
-    return 500, None
-
-
-def _fields(error: RRRError) -> dict[str, Any]:
-    if isinstance(error, DatasetError):
-        return {"code": error.code, "faults": [fault.as_dict() for fault in error.faults]}
-    return {key: value for key, value in error.as_dict().items() if key != "path" and value is not None}
 
 
 async def _respond(send: Send, status: int, answer: dict[str, Any]) -> None:

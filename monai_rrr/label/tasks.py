@@ -17,6 +17,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,12 @@ from monai_rrr.utils.enums import REGIONS
 from monai_rrr.utils.nifti_file import nifti_bytes
 from monai_rrr.utils.provenance import INTENDED_USE
 
-try:
+if find_spec("monailabel") is not None:
     from monailabel.interfaces.tasks.infer_v2 import InferTask
     from monailabel.interfaces.tasks.scoring import ScoringMethod
     from monailabel.interfaces.tasks.strategy import Strategy
     from monailabel.interfaces.tasks.train import TrainTask
-except ImportError:  # the extra "label" is not installed
+else:  # the extra "label" is not installed
     InferTask = ScoringMethod = Strategy = TrainTask = object
 
 __all__ = ["ExplanationScoring", "HeatmapInfer", "MaskInfer", "MostUrgent", "SubmittedTrain"]

@@ -29,7 +29,7 @@ from monai_rrr.data.datalist import Case
 from monai_rrr.data.tags import Tags, derive_tags, write_tags
 from monai_rrr.errors import ConfigError, DataError
 from monai_rrr.label.evidence import write_evidence
-from monai_rrr.label.model import BundleModel
+from monai_rrr.label.model import TRAINED_WITH, BundleModel
 from monai_rrr.label.request import TrainRequest
 from monai_rrr.label.store import EVIDENCE, FINAL, CaseStore
 from monai_rrr.utils.files import atomic_write
@@ -94,7 +94,8 @@ def train_bundle(
     _run(model.folder, options, work / "train.log")
     weights = work / "models" / "model.pt"
     content = read_tensors(weights)
-    write_tensors(model.weights, content, {"trained_by": "monai-rrr label", **report})
+    shape = {"annotators": report["annotators"]} if "annotators" in report else {}
+    write_tensors(model.weights, content, {TRAINED_WITH: {**model.settings, **shape}, "trained": report})
     return {**report, "epochs": request.epochs, "log": str(work / "train.log")}
 
 
