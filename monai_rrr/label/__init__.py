@@ -22,6 +22,7 @@ from .model import BundleModel
 from .prediction import LABELS, Prediction, to_levels
 from .request import InferRequest, TrainRequest
 from .score import SCORES, explanation_scores
+from .stock import ServedTraining
 from .store import CaseStore, Submission
 from .training import train_bundle
 
@@ -32,6 +33,7 @@ __all__ = [
     "CaseStore",
     "InferRequest",
     "Prediction",
+    "ServedTraining",
     "Submission",
     "TrainRequest",
     "explanation_scores",

@@ -25,11 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BUNDLES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/inference.yaml"))
 SMALL = {"spacing": 6.0, "roi_size": [32, 32, 8], "channels": [4, 8]}
 SHORT = {"slabs_per_case": 1, "volumes_per_case": 1, "val_interval": 9}
 SHIM = Path(__file__).parent / "cpu_torchvision"
@@ -41,7 +39,9 @@ def python_with_monai_label() -> str | None:
     named = os.environ.get("MONAI_RRR_LABEL_PYTHON")
     for choice in (named, str(ROOT / ".venv-label" / "bin" / "python"), sys.executable):
         if choice and Path(choice).exists():
-            found = subprocess.run([choice, "-c", "import importlib.util as u, sys; sys.exit(not u.find_spec('monailabel'))"])
+            found = subprocess.run(
+                [choice, "-c", "import importlib.util as u, sys; sys.exit(not u.find_spec('monailabel'))"]
+            )
             if found.returncode == 0:
                 return choice
     return None
@@ -115,7 +115,9 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
     def make(name: str) -> Path:
         folder = tmp_path_factory.mktemp("bundles") / name
-        shutil.copytree(ROOT / "bundles" / name, folder, ignore=shutil.ignore_patterns("eval", "*.pt*", "*.ts", "*.onnx"))
+        shutil.copytree(
+            ROOT / "bundles" / name, folder, ignore=shutil.ignore_patterns("eval", "*.pt*", "*.ts", "*.onnx")
+        )
         parser = ConfigParser(ConfigParser.load_config_file(folder / "configs" / "inference.yaml"))
         parser.update({**SMALL, "bundle_root": str(folder)})
         torch.manual_seed(0)
@@ -160,19 +162,3 @@ def serve(label_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
-
-
-def served_values(label: Path) -> tuple[Any, Any]:
-    """Voxels of a label file of the cohort (1, 2, 4) in the values that the server speaks (1, 2, 3), and its affine."""
-    import nibabel as nib
-
-    image = nib.load(label)
-    values = np.asarray(image.dataobj).astype(np.uint8)
-    values[values == 4] = 3
-    return values, image.affine
-
-
-def as_file(values: Any, affine: Any) -> bytes:
-    from monai_rrr.utils.nifti_file import affine_geometry, nifti_bytes
-
-    return nifti_bytes(values, affine_geometry(affine))

@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-SPEC = importlib.util.spec_from_file_location("label_conftest", Path(__file__).with_name("conftest.py"))
+SPEC = importlib.util.spec_from_file_location("served", Path(__file__).with_name("served.py"))
 helpers = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(helpers)
 
@@ -92,7 +92,12 @@ def test_mask_and_heatmap_lie_on_the_image(server: Any, studies: Path, name: str
 
 def test_viewers_get_their_format(server: Any, studies: Path) -> None:
     """What OHIF sends: an uncompressed .nrrd of bytes, and a field of its own."""
-    params = {"result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False, "restore_label_idx": False}
+    params = {
+        "result_extension": ".nrrd",
+        "result_dtype": "uint8",
+        "result_compress": False,
+        "restore_label_idx": False,
+    }
     path = f"/infer/{GUIDED}_heatmap?image={CASE}&output=image"
     answer = server.call("POST", path, data={"params": json.dumps(params)})
     assert answer.content.startswith(b"NRRD")

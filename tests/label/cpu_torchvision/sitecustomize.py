@@ -24,9 +24,10 @@ OPERATORS = (
 )
 
 
-class DeclareOperators(importlib.abc.MetaPathFinder):
-    kept = []
+KEPT = []
 
+
+class DeclareOperators(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name == "torchvision":
             sys.meta_path.remove(self)
@@ -35,7 +36,7 @@ class DeclareOperators(importlib.abc.MetaPathFinder):
             library = torch.library.Library("torchvision", "FRAGMENT")
             for operator in OPERATORS:
                 library.define(operator)
-            self.kept.append(library)  # they go with it
+            KEPT.append(library)  # they go with it
 
 
 sys.meta_path.insert(0, DeclareOperators())
