@@ -60,7 +60,8 @@ class MaskInfer(InferTask):  # type: ignore[misc]
 
     def __init__(self, model: BundleModel) -> None:
         who = {"annotator": ["consensus", *model.annotators]} if model.annotators else {}
-        super().__init__("segmentation", dict(LABELS), 3, f"{model.metadata['description']} {INTENDED_USE}.", who)
+        text = f"{model.metadata['description']} {INTENDED_USE}."
+        super().__init__(type="segmentation", labels=dict(LABELS), dimension=3, description=text, config=who)
         self.model = model
 
     def is_valid(self) -> bool:

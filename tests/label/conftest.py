@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = {"spacing": 6.0, "roi_size": [32, 32, 8], "channels": [4, 8]}
 SHORT = {"slabs_per_case": 1, "volumes_per_case": 1, "val_interval": 9}
 SHIM = Path(__file__).parent / "cpu_torchvision"
-START_SECONDS, TRAIN_SECONDS = 300, 900
+START_SECONDS, TRAIN_SECONDS = 900, 1800  # on a busy machine
 
 
 def python_with_monai_label() -> str | None:
