@@ -25,6 +25,7 @@ from monai_rrr.errors import ConfigError, DataError
 
 from .bundle_run import find_bundle, plain_value
 from .console import guarded, out
+from .label_launch import check_extra, check_host, prepare, server_command
 
 __all__ = ["label"]
 
@@ -57,8 +58,6 @@ def label(
     remote = studies.startswith(("http://", "https://"))
     if not remote and not Path(studies).exists():
         raise DataError("source-missing", "expected a folder, a datalist or an address, got nothing", path=studies)
-    from monai_rrr.label.launch import check_extra, check_host, prepare, server_command
-
     if (ssl_keyfile is None) != (ssl_certfile is None):
         raise typer.BadParameter("expected --ssl-keyfile and --ssl-certfile, got one of them")
     check_host(host, ssl_keyfile is not None)

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from monai_rrr.cli import app
 from monai_rrr.errors import ConfigError
-from monai_rrr.label.launch import check_host, prepare, server_command
+from monai_rrr.cli.label_launch import check_host, prepare, server_command
 
 OPEN, CLOSED = {"MONAI_LABEL_AUTH_ENABLE": "true"}, {"MONAI_LABEL_AUTH_ENABLE": "false"}
 
@@ -52,7 +52,7 @@ def test_v1_the_command_refuses_an_open_host(tmp_path: Path, monkeypatch: pytest
 
 
 def test_without_the_extra_there_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("monai_rrr.label.launch.find_spec", lambda name: None)
+    monkeypatch.setattr("monai_rrr.cli.label_launch.find_spec", lambda name: None)
     result = CliRunner().invoke(app, ["label", "--studies", str(tmp_path), "--work", str(tmp_path / "work")])
     assert result.exit_code == 2
     assert "[extra-missing]" in result.output
