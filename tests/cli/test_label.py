@@ -20,8 +20,8 @@ import pytest
 from typer.testing import CliRunner
 
 from monai_rrr.cli import app
-from monai_rrr.errors import ConfigError
 from monai_rrr.cli.label_launch import check_host, prepare, server_command
+from monai_rrr.errors import ConfigError
 
 OPEN, CLOSED = {"MONAI_LABEL_AUTH_ENABLE": "true"}, {"MONAI_LABEL_AUTH_ENABLE": "false"}
 
