@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import tempfile
@@ -124,14 +123,25 @@ class RightReasonsApp(MONAILabelApp):  # type: ignore[misc]
         if model not in self._infers:
             known = ", ".join(self._infers)
             raise ConfigError("request", f"expected a model out of {known}, got {str(model)[:80]!r}", field="model")
-        allowed = copy.copy(dict(request))
-        case = self._cases.of_request(allowed.get("image"))
-        answer, details = self._infers[model]({**allowed, CASE: case})
-        if allowed.get("save_label") is True:
+        case = self._cases.of_request(request.get("image"))
+        answer, details = self._infers[model]({**request, CASE: case})
+        if request.get("save_label") is True:
             store = datastore or self._datastore
-            tag = str(allowed.get("label_tag") or "original")
-            store.save_label(allowed["image"], answer, tag, {"model": model})
+            tag = str(request.get("label_tag") or "original")
+            store.save_label(request["image"], answer, tag, {"model": model})
         return {"label": answer, "tag": "original", "file": answer, "params": details}
+
+    def batch_infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """Keep the answers for many cases as labels, ``original`` by default."""
+
+        def one(task: Mapping[str, Any], store: Any) -> dict[str, Any]:
+            wanted = {key: task[key] for key in ("model", "image", "save_label", "label_tag") if key in task}
+            found = self.infer(wanted, store)
+            os.unlink(found["file"])
+            return {"label": task["image"], "params": found["params"]}
+
+        found: dict[str, Any] = self._batch_infer(request, datastore or self._datastore, one)
+        return found
 
     def bundle_path(self, model: str) -> None:
         """Return nothing: bundles put no code on the path."""

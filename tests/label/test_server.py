@@ -152,6 +152,13 @@ def test_scores_choose_the_next_case(server: Any) -> None:
         assert following["id"] != chosen["id"]
 
 
+def test_answers_for_many_cases_are_kept(server: Any) -> None:
+    server.json("POST", f"/batch/infer/{GUIDED}?images=unlabeled", json={"max_batch_size": 2})
+    assert server.wait("batch/infer")["status"] == "DONE", server.tail()
+    assert server.json("GET", "/info/")["datastore"]["label_tags"]["original"] == 2
+    assert not list((server.work / "tmp").glob("*.nii.gz"))
+
+
 def cases_of(server: Any) -> list[str]:
     return list(server.json("GET", "/datastore/?output=all")["objects"])
 
