@@ -140,7 +140,9 @@ class RightReasonsApp(MONAILabelApp):  # type: ignore[misc]
             os.unlink(found["file"])
             return {"label": task["image"], "params": found["params"]}
 
-        found: dict[str, Any] = self._batch_infer(request, datastore or self._datastore, one)
+        # MONAI Label divides by the number of GPUs, which may be none
+        plain = {**request, "multi_gpu": False}
+        found: dict[str, Any] = self._batch_infer(plain, datastore or self._datastore, one)
         return found
 
     def bundle_path(self, model: str) -> None:

@@ -88,10 +88,12 @@ def train_bundle(
         "output_dir": str(work / "eval"),
         "cache_dir": str(model.work / "cache"),
     }
+    configs = [config]
     if request.pretrained and model.weights.is_file():
-        options["+train#handlers"] = [_loader(model.weights)]
-    pass_gate(model.folder, [config], options, base=model.folder)
-    _run(model.folder, options, work / "train.log")
+        configs.append(work / "pretrained.json")
+        atomic_write(configs[-1], json.dumps({"+train::handlers": [_loader(model.weights)]}).encode())
+    pass_gate(model.folder, configs, options, base=model.folder)
+    _run(model.folder, configs, options, work / "train.log")
     weights = work / "models" / "model.pt"
     content = read_tensors(weights)
     shape = {"annotators": report["annotators"]} if "annotators" in report else {}
@@ -171,9 +173,10 @@ def _loader(weights: Path) -> dict[str, Any]:
     return {"_target_": "monai_rrr.handlers.WeightsLoader", "network": "@network_def", "load_path": str(weights)}
 
 
-def _run(bundle: Path, options: Mapping[str, Any], log: Path) -> None:
+def _run(bundle: Path, configs: Sequence[Path], options: Mapping[str, Any], log: Path) -> None:
     """Run the training in a process of its own; what it prints goes to the log."""
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/train.yaml", "--bundle_root", "."]
+    files = str([str(path) for path in configs])
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", files, "--bundle_root", "."]
     command += _words(options)
     with log.open("w", encoding="utf-8") as file:
         done = subprocess.run(
