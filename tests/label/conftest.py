@@ -27,6 +27,9 @@ from typing import Any
 
 import pytest
 
+# programs of other environments
+collect_ignore = ["dicom_series.py", "ohif_viewer.py", "cpu_torchvision/sitecustomize.py"]
+
 ROOT = Path(__file__).parents[2]
 SMALL = {"spacing": 6.0, "roi_size": [32, 32, 8], "channels": [4, 8]}
 SHORT = {"slabs_per_case": 1, "volumes_per_case": 1, "val_interval": 9}
