@@ -50,7 +50,8 @@ def test_a_bundle_answers_as_its_weights_are_now(
     state = read_tensors(model.weights)
     write_tensors(model.weights, {name: torch.zeros_like(value) for name, value in state.items()})
     flat = model.predict(case).heatmap()
-    assert set(np.unique(flat)) <= {0.0, 0.5}, "zero weights: a sigmoid of 0 in the brain"
+    assert flat.max() == pytest.approx(0.5), "zero weights: a sigmoid of 0 in the brain"
+    assert np.median(flat[flat > 0]) == pytest.approx(0.5)
     model.weights.write_bytes(model.weights.read_bytes() + b"x")
     with pytest.raises(CheckpointError, match=r"\[checkpoint-hash\]"):
         model.predict(case)
