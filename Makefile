@@ -2,6 +2,8 @@
 # make test-slow          the tests marked slow
 # make test COVERAGE=1     the same, and keep what was covered; make coverage then compares it with the gate
 # make check              ruff and mypy
+# make install-label      MONAI Label in an environment of its own, .venv-label
+# make test-label         the tests of the labeling server, which need it
 # make demo               synthetic cohort -> training -> evaluation -> report/index.html
 # make demo DATA=/path    the same on a folder of BraTS cases
 # Works with make 3.81 (macOS). PYTHON=/path/to/python chooses the interpreter (3.10 to 3.12) for a new .venv.
@@ -18,7 +20,12 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10 python; do \
 	$$p -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
 PIP = "$(BIN)/python" -m pip install --disable-pip-version-check --no-compile
 
-.PHONY: help install test test-slow coverage check demo clean
+LABEL_VENV ?= .venv-label
+LABEL_BIN = $(LABEL_VENV)/bin
+LABEL_INSTALLED = $(LABEL_VENV)/.installed
+LABEL_PIP = "$(LABEL_BIN)/python" -m pip install --disable-pip-version-check --no-compile
+
+.PHONY: help install install-label test test-label test-slow coverage check demo clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -35,11 +42,23 @@ $(INSTALLED): setup.cfg pyproject.toml constraints/constraints.txt
 	$(PIP) -c constraints/constraints.txt -e ".[demo,dev,notebooks]"
 	touch "$@"
 
+install-label: $(LABEL_INSTALLED)
+
+# Without --no-build-isolation pip builds sam2 in a fresh environment and downloads another torch for it.
+$(LABEL_INSTALLED): setup.cfg pyproject.toml constraints/label.txt
+	test -x "$(LABEL_BIN)/python" || "$(PYTHON)" -m venv "$(LABEL_VENV)"
+	$(LABEL_PIP) torch==2.13.0 setuptools wheel
+	$(LABEL_PIP) --no-build-isolation -c constraints/label.txt -e ".[label]" playwright
+	touch "$@"
+
+test-label: $(INSTALLED) $(LABEL_INSTALLED)
+	MONAI_RRR_LABEL_PYTHON="$(CURDIR)/$(LABEL_BIN)/python" "$(BIN)/python" -m pytest -m "slow or not slow" tests/label --durations=10
+
 test: $(INSTALLED)
 	"$(BIN)/python" -m pytest $(COVER)
 
 test-slow: $(INSTALLED)
-	"$(BIN)/python" -m pytest -m "slow and not gpu" --durations=25
+	"$(BIN)/python" -m pytest -m "slow and not gpu" --ignore tests/label --durations=25
 
 coverage: $(INSTALLED)
 	"$(BIN)/coverage" json -q -o coverage.json

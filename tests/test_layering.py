@@ -30,8 +30,9 @@ LAYER = {
     **dict.fromkeys(("networks", "objectives"), 3),
     **dict.fromkeys(("engines", "inferers", "handlers"), 4),
     "report": 5,
-    "cli": 6,
-    "__main__": 7,
+    "label": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -168,7 +168,7 @@ BUILTINS = _words(
 MEMBERS = _words(
     """
     acquire append argmax best_metric bool capitalize children clone contiguous copy count cpu cuda data dataset date
-    detach device dim double dtype endswith epoch epoch_length eval extend flatten float from_iterable get
+    detach device dim double dtype endswith epoch epoch_length eval expect extend flatten float from_iterable get
     get_rank half hashes index int isoformat item items iteration join keys load_state_dict long lower lstrip
     manual_seed max max_epochs mean metric_details metrics min modules name named_parameters ndim network now numpy
     optimizer param_groups parameters permute raise_if_faulty release replace requires_grad_ reshape rjust rstrip run

@@ -28,6 +28,7 @@ from .console import set_debug
 from .decoy import decoy
 from .demo import demo
 from .explain import explain
+from .label import label
 from .phantom import phantom
 from .pseudonymize import pseudonymize
 from .report import report
@@ -80,6 +81,7 @@ app.command()(report)
 app.command()(audit)
 app.command()(decoy)
 app.command()(annotators)
+app.command()(label)
 app.command(context_settings=RUN_SETTINGS)(run)
 
 

@@ -24,6 +24,7 @@ from .datalist import Case, load_datalist
 from .decoy import load_decoy, make_decoy, replay_decoy
 from .decoy_plan import DecoySettings
 from .epoch_loader import EpochLoader
+from .image_case import CaseOfImaged, image_case
 from .load import LoadBrainBoxd
 from .load_annotations import LoadAnnotationsd
 from .loader import CaseLoader
@@ -44,6 +45,7 @@ __all__ = [
     "BrainBoxCache",
     "Case",
     "CaseLoader",
+    "CaseOfImaged",
     "EpochLoader",
     "DecoySettings",
     "LoadAnnotationsd",
@@ -59,6 +61,7 @@ __all__ = [
     "check_tags",
     "derive_tags",
     "generate_cohort",
+    "image_case",
     "leave_one_fold_out",
     "load_annotated",
     "load_datalist",

@@ -77,6 +77,10 @@ class BrainBoxCache:
         self._known: dict[str, tuple[FileStamp, str]] = {}
         self._intact: dict[str, tuple[FileStamp, ...]] = {}
 
+    def expect(self, hashes: Mapping[str, Mapping[str, str]]) -> None:
+        """Refuse other contents from now on; cases that are not listed may have any."""
+        self.hashes.update(hashes)
+
     def get(self, case: Mapping[str, Any]) -> BrainBox:
         """Return the brain box of a case, from the cache when it is there and intact.
 

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from .annotator_output import AnnotatorClassesd, SaveAnnotatorMasksd
+from .answer import AnswerLabeld
 from .banded_consensus import BandedConsensus
 from .class_subset import RandomClassSubset
 from .evidence_mask import EvidenceMaskd
@@ -30,6 +31,7 @@ from .whole_volume import WholeVolumed
 
 __all__ = [
     "AnnotatorClassesd",
+    "AnswerLabeld",
     "BandedConsensus",
     "EvidenceMaskd",
     "HeatmapToLabeld",

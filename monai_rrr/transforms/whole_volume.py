@@ -27,13 +27,16 @@ from monai_rrr.utils.enums import RRRKeys
 
 __all__ = ["WholeVolumed"]
 
+_KEPT = ("source_header", "source_sha256", "annotations", "request")
+
 
 class WholeVolumed(MapTransform):
     """Sample a whole brain box on the grid of the network, without randomness.
 
     Output is that of :class:`RandSlabd` for one slab that holds the whole brain, and ``geometry``: ``affine`` (slab
     voxel -> world, 4x4), ``source_affine`` and ``source_shape``, as :func:`to_source_grid` wants them. What the box
-    knows of its source files (``source_header``, ``source_sha256``), and paths of ``annotations``, are passed on.
+    knows of its source files (``source_header``, ``source_sha256``), paths of ``annotations`` and the ``request`` of a
+    server are passed on.
 
     Args:
         roi_size: least size ``X, Y, D`` in voxels; an axis that is too small for the brain grows.
@@ -83,5 +86,5 @@ class WholeVolumed(MapTransform):
                 "source_affine": np.asarray(data["source_affine"], dtype=np.float64),
                 "source_shape": np.asarray(data["source_shape"], dtype=np.int64),
             },
-            **{key: data[key] for key in ("source_header", "source_sha256", "annotations") if key in data},
+            **{key: data[key] for key in _KEPT if key in data},
         }

@@ -173,16 +173,18 @@ def test_training_and_inference_agree(bundle: Path) -> None:
     assert train["network_def"] == network
     assert train["whole_volume"] in inference["preprocessing"]["transforms"]
     assert train["validate"]["inferer"].get("depth") == inference["inferer"].get("depth")
-    loading = inference["preprocessing"]["transforms"][0]
-    assert loading["_target_"] == train["load"]["_target_"]
-    assert loading["cache"] == train["cache"]
+    loading = inference["preprocessing"]["transforms"][1]
+    assert loading == {"_target_": train["load"]["_target_"], "cache": "@cache"}
+    assert inference["cache"] == {key: value for key, value in train["cache"].items() if key != "hashes"}
+    assert "$@cache.expect(@verified.hashes)" in inference["initialize"]
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 def test_evaluation_and_inference_agree(bundle: Path) -> None:
     evaluation = parse(bundle, ("train", "evaluate")).get()
     inference = parse(bundle, ("inference",)).get()
-    assert evaluation["validate"]["postprocessing"] == inference["postprocessing"]
+    # all but the answer to a server's request
+    assert evaluation["validate"]["postprocessing"]["transforms"] == inference["postprocessing"]["transforms"][:-1]
     assert evaluation["validate"]["inferer"] == inference["inferer"]
     assert evaluation["flips"] == inference["flips"]
 
@@ -215,7 +217,11 @@ def test_metadata_fits_versions_and_configuration(bundle: Path) -> None:
     output = metadata["network_data_format"]["outputs"]["pred"]
     assert list(image["channel_def"].values()) == config["modalities"]
     assert image["num_channels"] == len(config["modalities"])
-    assert output["num_channels"] == config["num_classes"] == len(output["channel_def"])
+    assert output["num_channels"] == config["num_classes"] == len(output.get("channels", output["channel_def"]))
+    # MONAI Label takes channel_def for the values of the label map, which AnswerLabeld writes
+    named = ["background", "necrotic and non-enhancing core", "edema", "enhancing tumor"]
+    assert output["channel_def"] == {str(value): name for value, name in enumerate(named)}
+    assert config["postprocessing"]["transforms"][-1]["_target_"] == "monai_rrr.transforms.AnswerLabeld"
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)

@@ -31,6 +31,7 @@ WORDS: dict[str, list[str]] = {
     "decoy": ["NOWHERE", "OUT", "--convention", "brats2018"],
     "demo": ["--data", "NOWHERE", "--out", "OUT"],
     "explain": ["NOWHERE", "--bundle", "brats_mri_equivariant_cam", "--checkpoint", "NOWHERE/model.pt"],
+    "label": ["--studies", "NOWHERE"],
     "phantom": ["FILE"],
     "pseudonymize": ["NOWHERE", "OUT", "--key", "OUT.csv"],
     "run": ["NOWHERE"],
