@@ -11,8 +11,8 @@
 
 r"""Tags on all cases, masks on few: the tied autoencoder against U-Nets, a CAM head and an untied copy.
 
-    monai-rrr phantom train --cases 48 --seed 1 --spacing 4 --controls 0.25
-    monai-rrr phantom test --cases 48 --seed 2 --spacing 4 --controls 0.25
+    monai-rrr phantom train --cases 48 --seed 11 --spacing 4 --controls 0.25
+    monai-rrr phantom test --cases 60 --seed 12 --spacing 4 --controls 0.25
     python benchmarks/tied_autoencoder.py prepare train --spacing 4 --output work/train.npz
     python benchmarks/tied_autoencoder.py prepare test --spacing 4 --output work/test.npz
     python benchmarks/tied_autoencoder.py run --train work/train.npz --test work/test.npz --out work/runs \
