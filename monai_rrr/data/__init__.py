@@ -27,8 +27,10 @@ from .decoy_plan import DecoySettings
 from .epoch_loader import EpochLoader
 from .load import LoadBrainBoxd
 from .load_annotations import LoadAnnotationsd
+from .load_evidence import LoadEvidenced
 from .loader import CaseLoader
 from .mask_share import keep_labels
+from .mixed import load_mixed, supervision
 from .mixed_batches import MixedBatchSampler
 from .nifti import NiftiVolume, read_verified
 from .phantom import generate_cohort
@@ -51,6 +53,7 @@ __all__ = [
     "DecoySettings",
     "LoadAnnotationsd",
     "LoadBrainBoxd",
+    "LoadEvidenced",
     "MixedBatchSampler",
     "NiftiVolume",
     "Tags",
@@ -68,6 +71,7 @@ __all__ = [
     "load_annotated",
     "load_datalist",
     "load_decoy",
+    "load_mixed",
     "make_brain_box",
     "pseudonymize",
     "make_annotators",
@@ -80,6 +84,7 @@ __all__ = [
     "simulate_annotator",
     "slice_labels",
     "soft_vote",
+    "supervision",
     "tag_budget",
     "tag_extents",
     "verify_cases",

@@ -93,8 +93,8 @@ class LoadBrainBoxd(Transform):
             result["tags"] = extents
         if self.with_label or (self.with_label is None and "label" in data):
             result["label"] = self._label(data, result)
-        if "annotations" in data:
-            result["annotations"] = data["annotations"]  # paths, for LoadAnnotationsd
+        # paths, for LoadAnnotationsd and LoadEvidenced
+        result.update({key: data[key] for key in ("annotations", "evidence") if key in data})
         return result
 
     def _label(self, data: Mapping[str, Any], box: Mapping[str, Any]) -> torch.Tensor:

@@ -75,7 +75,10 @@ class TendencyStages:
     """
 
     def __init__(
-        self, network: AnnotatorTendencyNet | RightReasonsNet, optimizer: Optimizer, schedule: TendencySchedule | None = None
+        self,
+        network: AnnotatorTendencyNet | RightReasonsNet,
+        optimizer: Optimizer,
+        schedule: TendencySchedule | None = None,
     ) -> None:
         self.network, self.optimizer, self.schedule = network, optimizer, schedule or TendencySchedule()
         self._frozen: list[nn.Parameter] = []

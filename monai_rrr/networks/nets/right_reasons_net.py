@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
-import torch
 import torch.nn.functional as F
 from monai.networks.nets import UNet
 from torch import Tensor, nn
@@ -83,6 +82,7 @@ class RightReasonsNet(nn.Module):
         arXiv 1607.05194, without the variance. That both share features is ours.
 
     Example:
+        >>> import torch
         >>> decoder = UNet(3, in_channels=8, out_channels=8, channels=(4, 8), strides=(2,))
         >>> tendency = AnnotatorTendencyNet(["a", "b"], backbone=decoder, features=8, queue=1024)
         >>> network = RightReasonsNet(MultimodalCAMNet(channels=(4,)), tendency, features=8)
