@@ -248,7 +248,8 @@ def test_some_modalities(sections: Any, write: Any, make_runner: Callable[..., A
     training = json.loads(json.dumps(sections["training"]))
     del training[1]["modalities"]["t1"]
     runner = make_runner(NAME)
-    runner.train_here(**write({**sections, "training": training}), use_modalities=["t1", "flair"], epochs=2)
+    options = {**write({**sections, "training": training}), "use_modalities": ["t1", "flair"], "epochs": 2}
+    runner.train_here(**options)
     assert record_of(runner.root)["settings"]["modalities"] == ["t1", "flair"]
 
 
