@@ -253,26 +253,13 @@ def test_some_modalities(sections: Any, write: Any, make_runner: Callable[..., A
     assert record_of(runner.root)["settings"]["modalities"] == ["t1", "flair"]
 
 
-@pytest.mark.parametrize(
-    ("overlay", "off"),
-    [
-        ("without_equivariance", {"within_modal", "cross_modal"}),
-        ("without_mutual_learning", {"mutual_learning"}),
-        ("without_mining", {"attention_mining"}),
-        ("without_guidance", {"guidance"}),
-        ("without_tendency", TENDENCY),
-        ("plain_cam", TERMS - {"classification"}),
-        ("masks_only", CAM | {"guidance"}),
-    ],
-)
-def test_each_family_of_terms_can_be_switched_off(
-    data: Path, make_runner: Callable[..., Any], overlay: str, off: set[str]
-) -> None:
+@pytest.mark.parametrize("overlay", ["without_tendency", "masks_only"])
+def test_training_goes_on_without_a_family_of_terms(data: Path, make_runner: Callable[..., Any], overlay: str) -> None:
     runner = make_runner(NAME)
-    kept = {"masks_only": {"nesting"}}.get(overlay, set())
     runner.train_here(f"{overlay}.yaml", dataset_dir=data, **{**TINY, **SHORT})
+    weights = record_of(runner.root)["weights"]["1.0"]
     seen = {row["term"] for row in rows_of(runner.root / "eval" / "training.csv")}
-    assert seen == {"total", *TERMS} - off - kept
+    assert seen == {"total"} | {term for term, weight in weights.items() if weight}
     assert record_of(runner.root)["status"] == "completed"
 
 
