@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch.nn.functional as F
@@ -183,6 +182,6 @@ class RightReasonsNet(nn.Module):
     def freeze_backbone(self, frozen: bool) -> None:
         self.tendency.freeze_backbone = frozen
 
-    def tendency_parameters(self) -> Sequence[nn.Parameter]:
+    def tendency_parameters(self) -> list[nn.Parameter]:
         """Return what makes annotators differ, see :class:`AnnotatorTendencyNet`."""
         return self.tendency.tendency_parameters()
