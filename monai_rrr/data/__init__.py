@@ -27,8 +27,10 @@ from .epoch_loader import EpochLoader
 from .image_case import CaseOfImaged, image_case
 from .load import LoadBrainBoxd
 from .load_annotations import LoadAnnotationsd
+from .load_evidence import LoadEvidenced
 from .loader import CaseLoader
 from .mask_share import keep_labels
+from .mixed import load_mixed, supervision
 from .mixed_batches import MixedBatchSampler
 from .nifti import NiftiVolume, read_verified
 from .phantom import generate_cohort
@@ -50,6 +52,7 @@ __all__ = [
     "DecoySettings",
     "LoadAnnotationsd",
     "LoadBrainBoxd",
+    "LoadEvidenced",
     "MixedBatchSampler",
     "NiftiVolume",
     "Tags",
@@ -66,6 +69,7 @@ __all__ = [
     "load_annotated",
     "load_datalist",
     "load_decoy",
+    "load_mixed",
     "make_brain_box",
     "permute_annotators",
     "pseudonymize",
@@ -78,6 +82,7 @@ __all__ = [
     "replay_decoy",
     "simulate_annotator",
     "slice_labels",
+    "supervision",
     "tag_budget",
     "tag_extents",
     "verify_cases",

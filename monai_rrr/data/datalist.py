@@ -60,7 +60,7 @@ def load_datalist(
 
     A case is a plain JSON dictionary: ``case_id``, ``modalities`` (name to path, any subset of t1, t1c, t2, flair),
     ``volumes`` (only for 4-D files: name to index in the fourth dimension), ``label`` (only if there is one),
-    ``annotations`` (only if asked for).
+    ``annotations``, ``evidence`` and ``tags`` (only if asked for).
     The naming found never decides the label convention.
 
     Args:
@@ -71,7 +71,8 @@ def load_datalist(
         section: section of a JSON datalist, such as ``"training"``.
         with_labels: True demands a label of every case, False leaves labels out, None takes what there is.
         require: modalities that every case must have.
-        with_annotations: keep the masks of several annotators, for :func:`~monai_rrr.data.load_annotated`.
+        with_annotations: keep the masks of several annotators, for :func:`~monai_rrr.data.load_annotated`, and marks of
+            evidence and tags, for :func:`~monai_rrr.data.load_mixed`.
 
     Returns:
         The cases, sorted by ``case_id``.
@@ -193,8 +194,8 @@ def _select(case: Case, wanted: Sequence[str] | None, with_labels: bool | None, 
         out["volumes"] = {name: case["volumes"][name] for name in keep if name in case["volumes"]}
     if "label" in case and with_labels is not False:
         out["label"] = case["label"]
-    if "annotations" in case and with_annotations:
-        out["annotations"] = case["annotations"]
+    if with_annotations:
+        out.update({key: case[key] for key in ("annotations", "evidence", "tags") if key in case})
     if "split" in case:
         out["split"] = case["split"]
     return out

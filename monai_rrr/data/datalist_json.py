@@ -185,6 +185,12 @@ def _read_entry(entry: Any, order: tuple[str, ...] | None, root: Path) -> dict[s
         case["label"] = _path(entry["label"], root, "label")
     if entry.get("annotations") is not None:
         case["annotations"] = _read_annotations(entry["annotations"], root)
+    if entry.get("evidence") is not None:
+        case["evidence"] = _read_evidence(entry["evidence"], root)
+    if entry.get("tags") is not None:
+        if not isinstance(entry["tags"], dict):
+            raise _EntryError(f"expected tags to map regions to [first, last] or null, got {entry['tags']!r}")
+        case["tags"] = entry["tags"]
     if entry.get("split") is not None:
         case["split"] = str(entry["split"])
     return case
@@ -217,6 +223,14 @@ def _read_annotations(found: Any, root: Path) -> dict[str, Any]:
         else:
             annotations[name] = None if value is None else _path(value, root, name)
     return annotations
+
+
+def _read_evidence(found: Any, root: Path) -> dict[str, str]:
+    """Read where evidence may lie: paths of what is allowed and of what is not."""
+    kinds = ("allowed", "not_allowed")
+    if not isinstance(found, dict) or not found or not set(found) <= set(kinds):
+        raise _EntryError(f"expected evidence to map some of {kinds} to paths, got {found!r}")
+    return {kind: _path(path, root, f"evidence {kind}") for kind, path in found.items()}
 
 
 def _read_images(image: Any, order: tuple[str, ...] | None, root: Path) -> dict[str, Any]:

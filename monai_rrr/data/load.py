@@ -93,8 +93,8 @@ class LoadBrainBoxd(Transform):
             result["tags"] = extents
         if self.with_label or (self.with_label is None and "label" in data):
             result["label"] = self._label(data, result)
-        # annotations: paths, for LoadAnnotationsd; request: of a server, see CaseOfImaged
-        result.update({key: data[key] for key in ("annotations", "request") if key in data})
+        # annotations, evidence: paths, for LoadAnnotationsd and LoadEvidenced; request: of a server, see CaseOfImaged
+        result.update({key: data[key] for key in ("annotations", "evidence", "request") if key in data})
         return result
 
     def _label(self, data: Mapping[str, Any], box: Mapping[str, Any]) -> torch.Tensor:

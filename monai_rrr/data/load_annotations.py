@@ -86,7 +86,7 @@ class LoadAnnotationsd(Transform):
             raise DataError("annotator-unknown", message, case_id=case_id, field="annotations")
         image = data[self.image_key]
         shape = tuple(image.shape[1:])
-        affine = torch.as_tensor(_affine(data, image), dtype=torch.float64)
+        affine = torch.as_tensor(grid_affine(data, image), dtype=torch.float64)
         masks: Tensor = torch.full((len(self.annotators), *shape), UNKNOWN, dtype=torch.int8)
         for index, name in enumerate(self.annotators):
             if entries.get(name) is not None:
@@ -115,7 +115,7 @@ class LoadAnnotationsd(Transform):
         return (moved.round() - 1).to(torch.int8)
 
 
-def _affine(data: Mapping[Hashable, Any], image: Any) -> Any:
+def grid_affine(data: Mapping[Hashable, Any], image: Any) -> Any:
     """Where the image lies: brain boxes and whole volumes have it beside the image."""
     if "affine" in data:
         return data["affine"]

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,8 @@ class PrepareAnnotations:
         boundary: mm, how near is near.
         voxels: ``n``.
         seed: of the draw.
+        prepare: what makes the batch before, such as :class:`~monai_rrr.engines.views.PrepareViews`, which doubles it.
+            Default: it is taken as it is.
 
     Shape:
         - batch: ``image`` ``BMDHW``, ``annotations`` ``BRDHW`` whole numbers, negative where missing, ``annotated``
@@ -69,6 +71,7 @@ class PrepareAnnotations:
     boundary: float = 4.0
     voxels: int = 4096
     seed: int = 0
+    prepare: Callable[..., Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         if self.voxels < 4 or self.boundary > self.limit:
@@ -81,9 +84,11 @@ class PrepareAnnotations:
         batchdata: Mapping[str, Any],
         device: str | torch.device | None = None,
         non_blocking: bool = False,
-        **_: Any,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Return the batch on the device; ``iteration`` in ``batchdata`` makes the draw reproducible."""
+        if self.prepare is not None:
+            batchdata = self.prepare(batchdata, device, non_blocking, **kwargs)
         batch = {
             key: value.as_subclass(Tensor).to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
             for key, value in batchdata.items()

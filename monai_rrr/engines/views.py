@@ -34,7 +34,8 @@ class PrepareViews:
 
     The batch becomes ``N`` images followed by their ``N`` warped views, so that both views and all modalities go
     through the network in one pass. ``warp`` holds the :class:`~monai_rrr.transforms.warp.Warp` between the halves.
-    Images, masks and tags move together: slice tags are reversed where the slices are.
+    Images, masks and tags move together: slice tags are reversed where the slices are, and what an annotator drew is
+    unknown (-1) where the warp brings in nothing.
 
     Args:
         warp: what to draw from, or ``None`` for one view.
@@ -82,6 +83,11 @@ class PrepareViews:
             if key in batch:
                 mask = batch[key].to(image.dtype)
                 batch[key] = torch.cat([mask, warp(mask, "nearest")])
-        if "has_mask" in batch:
-            batch["has_mask"] = torch.cat([batch["has_mask"]] * 2)
+        if "annotations" in batch:
+            drawn = batch["annotations"]
+            # what comes in at the borders is 0, and must be unknown
+            batch["annotations"] = torch.cat([drawn, (warp(drawn.to(image.dtype) + 1, "nearest") - 1).to(drawn.dtype)])
+        for key in ("has_mask", "annotated", "annotator_weight"):
+            if key in batch:
+                batch[key] = torch.cat([batch[key]] * 2)
         return batch

@@ -67,6 +67,7 @@ class HeatmapEvaluation:
         baselines: whether to add the baselines.
         provenance: what to record beside the table, in ``<name>_provenance.json``, with the SHA-256 of the masks.
         fixed: threshold of ``fixed``, such as 0.5, without a least area. None: there are no such rows.
+        key: of the heatmaps in the output.
 
     Raises:
         DataError: When a case has no label.
@@ -84,13 +85,14 @@ class HeatmapEvaluation:
         baselines: bool = True,
         provenance: Provenance | None = None,
         fixed: float | None = None,
+        key: str = "pred",
     ) -> None:
         self.provenance = provenance or Provenance()
         self._masks: dict[str, str] = {}
         self.cases = {str(case["case_id"]): case for case in cases}
         self.convention, self.network, self.path = convention, network, Path(path)
         self.method, self.scores, self.baselines = method, tuple(scores), baselines
-        self.fixed = fixed
+        self.fixed, self.key = fixed, key
         self.rows: list[dict[str, Any]] = []
         self._kept: list[_Case] = []
 
@@ -105,11 +107,11 @@ class HeatmapEvaluation:
         self.rows, self._kept, self._masks = [], [], {}
 
     def __call__(self, engine: Engine) -> None:
-        """Collect the heatmaps of one batch: ``pred`` of the output, ``case_id`` of the batch."""
+        """Collect the heatmaps of one batch, from the output, and ``case_id`` of the batch."""
         batch: Any = engine.state.batch
         outputs: Any = engine.state.output
         for item, output in zip(batch, outputs, strict=True):
-            self.add(str(item["case_id"]), torch.as_tensor(output["pred"]), np.asarray(output["pred"].affine))
+            self.add(str(item["case_id"]), torch.as_tensor(output[self.key]), np.asarray(output[self.key].affine))
 
     def add(self, case_id: str, heatmap: Tensor, affine: NDArray[np.float64]) -> None:
         """Collect one case: ``K X Y Z`` or ``(1+M) K X Y Z`` on the grid of its files."""

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
+from monai_rrr.networks.nets.right_reasons_net import RightReasonsNet
 from monai_rrr.utils.progress import training_progress
 
 __all__ = ["TendencySchedule", "TendencyStages"]
@@ -74,7 +75,10 @@ class TendencyStages:
     """
 
     def __init__(
-        self, network: AnnotatorTendencyNet, optimizer: Optimizer, schedule: TendencySchedule | None = None
+        self,
+        network: AnnotatorTendencyNet | RightReasonsNet,
+        optimizer: Optimizer,
+        schedule: TendencySchedule | None = None,
     ) -> None:
         self.network, self.optimizer, self.schedule = network, optimizer, schedule or TendencySchedule()
         self._frozen: list[nn.Parameter] = []

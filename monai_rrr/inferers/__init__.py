@@ -16,6 +16,7 @@ from __future__ import annotations
 from .annotator_probability import AnnotatorInferer
 from .heatmap import HeatmapInferer
 from .randomization import heatmap_similarity, randomization_check, randomized_copies
+from .right_reasons import RightReasonsInferer
 from .slab import SlabHeatmapInferer
 from .slab_relevance import SlabRelevanceInferer
 from .tendency import RegionTendency, TendencyMaps, explain_regions, tendency_maps, voxel_saliency_box
@@ -24,6 +25,7 @@ __all__ = [
     "AnnotatorInferer",
     "HeatmapInferer",
     "RegionTendency",
+    "RightReasonsInferer",
     "SlabHeatmapInferer",
     "SlabRelevanceInferer",
     "TendencyMaps",

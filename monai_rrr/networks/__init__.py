@@ -16,6 +16,7 @@ from __future__ import annotations
 from .nets.annotator_tendency import AnnotatorTendencyNet, TendencyOutput
 from .nets.encoder_classifier import EncoderClassifier
 from .nets.multimodal import MultimodalCAMNet
+from .nets.right_reasons_net import RightReasonsNet, RightReasonsOutput
 from .nets.segmenter_classifier import SegmenterClassifier
 from .nets.tied_autoencoder import TiedAutoencoder
 
@@ -23,6 +24,8 @@ __all__ = [
     "AnnotatorTendencyNet",
     "EncoderClassifier",
     "MultimodalCAMNet",
+    "RightReasonsNet",
+    "RightReasonsOutput",
     "SegmenterClassifier",
     "TendencyOutput",
     "TiedAutoencoder",

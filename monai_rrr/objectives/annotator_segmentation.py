@@ -85,27 +85,37 @@ class AnnotatorSegmentation:
 class ConsensusSegmentation:
     r"""Dice and cross-entropy of the consensus with a soft target (``L_cons``).
 
-    .. math:: L = (\mathrm{Dice} + \mathrm{CE})(p_0, T)
+    .. math:: L = \operatorname{mean}_{b\,:\,\text{drawn}} (\mathrm{Dice} + \mathrm{CE})(p_0, T)
+
+    0, with zero gradient, when nobody drew any case of the batch.
+
+    Args:
+        consensus: layer that holds the logits of the consensus. Default: what the network returns.
 
     Shape:
-        - trace.logits: ``BCDHW``; batch: ``consensus`` ``BCDHW``, probabilities; zeros where nothing is known.
+        - logits: ``BCDHW``; batch: ``consensus`` ``BCDHW``, probabilities; zeros where nothing is known.
     """
+
+    consensus: str | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Nothing but the logits is needed."""
-        return ()
+        """Names of the layers that must be recorded."""
+        return _named(self.consensus)
 
     def __call__(self, trace: Trace, batch: Mapping[str, Any]) -> Tensor:
         """Return the loss."""
         target = batch["consensus"]
-        value: Tensor = SoftDiceCELoss()(trace.logits, target, target.sum(1, keepdim=True) > 0)
-        return value
+        known = target.sum(1, keepdim=True) > 0
+        value = SoftDiceCELoss(reduction="none")(_logits(trace, self.consensus), target, known)
+        return weighted_mean(value, known.flatten(1).any(1))
 
 
 @dataclass(frozen=True)
 class SignedDistance:
     """Smooth L1 of the predicted signed distances with those of the consensus, in units of ``limit`` (``L_sdf``).
+
+    The mean runs over the cases that somebody drew; 0, with zero gradient, when there is none in the batch.
 
     Args:
         limit: mm, as in the batch: distances are clipped there. The loss is divided by it, so that its weight does not
@@ -113,7 +123,8 @@ class SignedDistance:
         layer: that holds the distances, in mm.
 
     Shape:
-        - batch: ``signed_distance`` ``B regions DHW`` in mm, positive inside.
+        - batch: ``signed_distance`` ``B regions DHW`` in mm, positive inside; ``annotated`` ``BR``, default: all are
+          drawn.
 
     Raises:
         ValueError: When shapes do not fit.
@@ -132,7 +143,10 @@ class SignedDistance:
         distance, target = trace.features[self.layer], batch["signed_distance"]
         if distance.shape != target.shape:
             raise ValueError(f"distances {tuple(distance.shape)} do not match the batch's {tuple(target.shape)}")
-        return F.smooth_l1_loss(full_precision(distance) / self.limit, target.to(distance) / self.limit)
+        distance = full_precision(distance)
+        value = F.smooth_l1_loss(distance / self.limit, target.to(distance) / self.limit, reduction="none")
+        drawn = batch["annotated"].any(1) if "annotated" in batch else torch.ones_like(value[:, 0, 0, 0, 0])
+        return weighted_mean(value.flatten(1).mean(1), drawn)
 
 
 @dataclass(frozen=True)
@@ -143,21 +157,27 @@ class TendencyParsimony:
 
     Estimated at the drawn voxels where nobody deviates.
 
+    Args:
+        layer: that holds the logits of the annotators.
+        consensus: layer that holds those of the consensus. Default: what the network returns.
+
     Shape:
         - batch: as made by :class:`~monai_rrr.engines.annotations.PrepareAnnotations`.
     """
 
     layer: str = "annotator_logits"
+    consensus: str | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers that must be recorded."""
-        return (self.layer, "embedding")
+        return (self.layer, "embedding", *_named(self.consensus))
 
     def __call__(self, trace: Trace, batch: Mapping[str, Any]) -> Tensor:
         """Return the loss."""
         sample = sampled_voxels(trace, batch)
-        apart = at_voxels(trace.features[self.layer], sample.voxel) - at_voxels(trace.logits, sample.voxel)[:, None]
+        consensus = at_voxels(_logits(trace, self.consensus), sample.voxel)[:, None]
+        apart = at_voxels(trace.features[self.layer], sample.voxel) - consensus
         alike = ~sample.deviates.any(1, keepdim=True)
         return weighted_mean(apart.abs().sum(2), sample.observed & alike)
 
@@ -174,6 +194,7 @@ class AnnotatorMixture:
     Args:
         temperature: ``tau_a`` of :func:`~monai_rrr.attribution.annotator_share`.
         layer: that holds the logits of the annotators.
+        consensus: layer that holds those of the consensus. Default: what the network returns.
 
     Shape:
         - batch: as made by :class:`~monai_rrr.engines.annotations.PrepareAnnotations`.
@@ -181,11 +202,13 @@ class AnnotatorMixture:
 
     temperature: float = 0.1
     layer: str = "annotator_logits"
+    consensus: str | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers that must be recorded."""
-        return (self.layer, "embedding", "shared_prototypes", "tendency_prototypes", "prior")
+        banks = ("shared_prototypes", "tendency_prototypes", "prior")
+        return (self.layer, "embedding", *banks, *_named(self.consensus))
 
     def __call__(self, trace: Trace, batch: Mapping[str, Any]) -> Tensor:
         """Return the loss."""
@@ -194,7 +217,7 @@ class AnnotatorMixture:
         tendency = prototype_similarity(sample.embedding, features["tendency_prototypes"])
         taking_part = F.pad(sample.observed, (1, 0), value=True)
         share = annotator_share(shared, tendency, features["prior"] * taking_part, self.temperature)
-        consensus = at_voxels(trace.logits, sample.voxel)[:, None]
+        consensus = at_voxels(_logits(trace, self.consensus), sample.voxel)[:, None]
         logits = torch.cat([consensus, at_voxels(features[self.layer], sample.voxel)], 1)
         mixed = mixture(share, full_precision(logits).softmax(2))
         value = -mixed.gather(1, sample.label.clamp(min=0).long()).clamp(min=1e-12).log()
@@ -202,3 +225,11 @@ class AnnotatorMixture:
         each = (value * observed).sum(1) / observed.sum(1).clamp(min=1)
         chosen = (sample.stratum >= 0) & (sample.stratum < 2) & sample.observed.any(1)
         return weighted_mean(each, chosen)
+
+
+def _named(layer: str | None) -> tuple[str, ...]:
+    return () if layer is None else (layer,)
+
+
+def _logits(trace: Trace, layer: str | None) -> Tensor:
+    return trace.logits if layer is None else trace.features[layer]

@@ -13,12 +13,14 @@
 
 from __future__ import annotations
 
-from .annotator_output import AnnotatorClassesd, SaveAnnotatorMasksd
+from .annotator_output import AnnotatorClassesd, ConsensusToLabeld, SaveAnnotatorMasksd
 from .answer import AnswerLabeld
 from .banded_consensus import BandedConsensus
 from .class_subset import RandomClassSubset
 from .evidence_mask import EvidenceMaskd
 from .heatmap_output import HeatmapToLabeld, HeatmapToSourced, SaveHeatmapsd
+from .mixed_supervision import MixedSupervisiond
+from .modality_dropout import RandModalityDropoutd
 from .optional_mask import OptionalMaskd
 from .regions import LabelToRegionsd, to_labels, to_regions
 from .resample import resample_box
@@ -33,11 +35,14 @@ __all__ = [
     "AnnotatorClassesd",
     "AnswerLabeld",
     "BandedConsensus",
+    "ConsensusToLabeld",
     "EvidenceMaskd",
     "HeatmapToLabeld",
     "HeatmapToSourced",
     "LabelToRegionsd",
+    "MixedSupervisiond",
     "OptionalMaskd",
+    "RandModalityDropoutd",
     "RandSlabd",
     "RandomClassSubset",
     "RandomWarp",

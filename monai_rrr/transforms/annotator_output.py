@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
+from torch import Tensor
 
 from monai_rrr.transforms.regions import to_labels
 from monai_rrr.transforms.source_grid import to_source_grid
@@ -30,7 +31,7 @@ from monai_rrr.utils.files import safe_name
 from monai_rrr.utils.nifti_file import affine_geometry, nifti_bytes
 from monai_rrr.utils.provenance import Provenance, write_results
 
-__all__ = ["AnnotatorClassesd", "SaveAnnotatorMasksd"]
+__all__ = ["AnnotatorClassesd", "ConsensusToLabeld", "SaveAnnotatorMasksd"]
 
 
 class AnnotatorClassesd(Transform):
@@ -62,6 +63,25 @@ class AnnotatorClassesd(Transform):
         classes = np.stack([to_source_grid(one, geometry).argmax(0).astype(np.uint8) for one in probability])
         affine = torch.as_tensor(np.asarray(geometry["source_affine"], dtype=np.float64))
         return {**data, self.key: MetaTensor(torch.from_numpy(classes), affine=affine), self.kept: probability}
+
+
+class ConsensusToLabeld(Transform):
+    """Add the label map of the consensus, as :class:`~monai_rrr.transforms.SaveHeatmapsd` takes it.
+
+    Args:
+        convention: label values.
+        key: classes, ``1+R X Y Z``, of :class:`AnnotatorClassesd`.
+        output_key: where the label map goes, ``1 X Y Z`` uint8.
+    """
+
+    def __init__(self, convention: str | LabelConvention, key: str = "pred", output_key: str = "label_map") -> None:
+        self.convention, self.key, self.output_key = get_convention(convention), key, output_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the data with the label map."""
+        classes = data[self.key]
+        label = _label_map(classes.as_tensor()[0], self.convention)
+        return {**data, self.output_key: MetaTensor(label[None].to(torch.uint8), meta=dict(classes.meta))}
 
 
 class SaveAnnotatorMasksd(Transform):
@@ -106,10 +126,12 @@ class SaveAnnotatorMasksd(Transform):
         geometry = affine_geometry(classes.affine) if header is None else header
         contents = {}
         for name, one in zip(self.names, classes.as_tensor(), strict=True):
-            regions = torch.stack([one > 0, (one == 1) | (one == 3), one == 3])
-            label = to_labels(regions, self.convention)
-            contents[f"_seg_{name}.nii.gz"] = nifti_bytes(label.cpu().numpy(), geometry)
+            contents[f"_seg_{name}.nii.gz"] = nifti_bytes(_label_map(one, self.convention).cpu().numpy(), geometry)
         inputs = {name: digest for name, digest in data.get("source_sha256", {}).items() if digest}
         stem = safe_name(str(data["case_id"]))
         write_results(Path(self.output_dir) / stem, stem, contents, self.provenance, inputs)
         return dict(data)
+
+
+def _label_map(classes: Tensor, convention: LabelConvention) -> Tensor:
+    return to_labels(torch.stack([classes > 0, (classes == 1) | (classes == 3), classes == 3]), convention)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-__all__ = ["resample_box", "resample_label"]
+__all__ = ["resample_box", "resample_classes", "resample_label"]
 
 _EPS = 1e-6
 
@@ -67,18 +67,48 @@ def resample_box(
     return image.permute(0, 2, 3, 1).contiguous(), brain.permute(1, 2, 0)[None].contiguous()
 
 
-def resample_label(box: Mapping[Any, Any], matrix: NDArray[np.float64], size: Sequence[int]) -> Tensor:
-    """Sample the masks of a brain box on the grid of a slab, linearly.
+def resample_label(
+    box: Mapping[Any, Any], matrix: NDArray[np.float64], size: Sequence[int], key: str = "label"
+) -> Tensor:
+    """Sample masks of a brain box on the grid of a slab, linearly.
 
     Args:
-        box: ``label`` (regions ``KXYZ``, 0 or 1) and ``brain``.
+        box: masks (``KXYZ``, 0 or 1) and ``brain``.
         matrix: 4x4, slab voxel -> box voxel.
         size: ``X, Y, D`` of the slab.
+        key: of the masks.
 
     Returns:
         float32 in [0, 1], ``KXYD``, 0 outside the brain.
     """
-    label = np.asarray(box["label"])
+    return _resample_masks(np.asarray(box[key]), box, matrix, size)
+
+
+def resample_classes(
+    box: Mapping[Any, Any], matrix: NDArray[np.float64], size: Sequence[int], key: str, num_classes: int = 4
+) -> Tensor:
+    """Sample class maps of a brain box on the grid of a slab: the class with the largest share of a voxel.
+
+    Args:
+        box: class maps (``RXYZ``, 0 to ``num_classes - 1``, negative where not known) and ``brain``.
+        matrix: 4x4, slab voxel -> box voxel.
+        size: ``X, Y, D`` of the slab.
+        key: of the class maps.
+        num_classes: ``C``.
+
+    Returns:
+        int8, ``RXYD``; -1 where less than half of a voxel is known, and outside the brain.
+    """
+    classes = np.asarray(box[key])
+    share = _resample_masks(
+        np.concatenate([classes == index for index in range(num_classes)]).astype(np.uint8), box, matrix, size
+    ).unflatten(0, (num_classes, len(classes)))
+    return torch.where(share.sum(0) >= 0.5, share.argmax(0), -1).to(torch.int8)
+
+
+def _resample_masks(
+    label: NDArray[Any], box: Mapping[Any, Any], matrix: NDArray[np.float64], size: Sequence[int]
+) -> Tensor:
     count = len(label)
     masks = {
         "image": label,

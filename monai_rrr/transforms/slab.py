@@ -22,7 +22,7 @@ import torch
 from monai.transforms import MapTransform, RandomizableTransform
 from numpy.typing import NDArray
 
-from monai_rrr.transforms.resample import resample_box, resample_label
+from monai_rrr.transforms.resample import resample_box, resample_classes, resample_label
 from monai_rrr.transforms.slab_grid import centered_matrix, check_size, check_spacing, slab_slice_label, slab_step
 from monai_rrr.utils.enums import RRRKeys
 
@@ -39,7 +39,8 @@ class RandSlabd(RandomizableTransform, MapTransform):
     Input is the dictionary of :class:`monai_rrr.data.LoadBrainBoxd`. Output: ``image`` (float32, ``MXYD``, standardized
     inside the brain, 0 outside and for absent modalities), ``brain`` (bool, ``1XYD``), ``present`` (bool, ``M``),
     ``slice_label`` (float32, ``3D``), ``class_label`` (float32, ``3``: any slice tagged), ``case_id`` and, if the
-    box has one, ``label`` (float32, ``KXYD``).
+    box has them, ``label`` (float32, ``KXYD``), ``evidence`` (float32, ``1XYD``) and ``annotations`` (int8, ``RXYD``)
+    with ``annotated`` and ``annotator_weight``.
 
     A slab slice counts as tagged when it holds at least a quarter of a tagged slice of the case, so that a negative
     slice is certainly negative although it may average several. Labels of a case without tags are NaN.
@@ -135,8 +136,12 @@ class RandSlabd(RandomizableTransform, MapTransform):
             RRRKeys.CLASS_LABEL: untilted.amax(dim=1),
             RRRKeys.SLICE_LABEL: labels,
         }
-        if RRRKeys.LABEL in data:
-            slab[RRRKeys.LABEL] = resample_label(data, matrix, self.roi_size)
+        for key in (RRRKeys.LABEL, "evidence"):
+            if isinstance(data.get(key), (torch.Tensor, np.ndarray)):
+                slab[key] = resample_label(data, matrix, self.roi_size, key)
+        if isinstance(data.get("annotations"), torch.Tensor):
+            slab["annotations"] = resample_classes(data, matrix, self.roi_size, "annotations")
+            slab.update({key: data[key] for key in ("annotated", "annotator_weight") if key in data})
         return slab
 
     def _matrix(self, data: Mapping[Hashable, Any]) -> NDArray[np.float64]:

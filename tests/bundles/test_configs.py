@@ -36,6 +36,7 @@ ALONE = ("train", "inference")
 SCHEMA = Path(__file__).with_name("metadata_schema.json")
 BASELINE = "baseline"
 ANNOTATORS = "brats_mri_annotator_tendency"
+DRAWN = (ANNOTATORS, "brats_mri_right_reasons")  # trained on what annotators drew
 # where it is not plain_cam
 BASELINES = {"brats_mri_tied_autoencoder": "tags_only", ANNOTATORS: "expectation_maximization"}
 CHANNELS = {"brats_mri_tied_autoencoder": [4, 8], ANNOTATORS: [4, 8]}  # where one level is not enough
@@ -258,7 +259,7 @@ def test_properties_are_complete(
         workflow_type=kind,
         logging_file=False,
         bundle_root=str(bundle),
-        dataset_dir=str(team if bundle.name == ANNOTATORS and kind == "train" else cohort.masked),
+        dataset_dir=str(team if bundle.name in DRAWN and kind == "train" else cohort.masked),
         output_dir=str(tmp_path),
         spacing=6.0,
         channels=CHANNELS.get(bundle.name, [4]),

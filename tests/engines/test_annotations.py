@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 import torch
 
-from monai_rrr.engines import PrepareAnnotations
+from monai_rrr.engines import PrepareAnnotations, PrepareViews
+from monai_rrr.transforms import RandomWarp
 from monai_rrr.transforms.truncated_distance import truncated_distance
 from monai_rrr.transforms.vote_share import vote_share
 
@@ -106,3 +107,24 @@ def test_exception() -> None:
         PrepareAnnotations()({**make_batch(), "image": torch.zeros(2, 4, 3, 3, 3)}, "cpu")
     with pytest.raises(ValueError, match="at least 4 voxels and boundary <= limit"):
         PrepareAnnotations(voxels=2)
+
+
+def test_two_views_are_made_before_the_consensus() -> None:
+    """What follows from the masks is computed for both views, of the masks that were moved."""
+    image = torch.rand(1, 4, 8, 8, 4) + 0.1
+    drawn = torch.zeros(1, 2, 8, 8, 4, dtype=torch.int8)
+    drawn[:, 0, 2:6, 2:6, 1:3] = 3
+    drawn[:, 1, 2:5, 2:6, 1:3] = 3
+    batch = {
+        **{"image": image, "brain": torch.ones(1, 1, 8, 8, 4, dtype=torch.bool), "present": torch.ones(1, 4)},
+        **{"class_label": torch.ones(1, 3), "slice_label": torch.ones(1, 3, 4), "iteration": 5},
+        **{"annotations": drawn, "annotated": torch.ones(1, 2, dtype=torch.bool)},
+    }
+    prepared = PrepareAnnotations(voxels=16, prepare=PrepareViews(RandomWarp(seed=2)))(batch, "cpu", False)
+    assert prepared["image"].shape == (2, 4, 8, 8, 4)
+    assert prepared["consensus"].shape == (2, 4, 8, 8, 4)
+    assert prepared["signed_distance"].shape == (2, 3, 8, 8, 4)
+    assert prepared["annotated"].shape == (2, 2)
+    second = PrepareAnnotations(voxels=16)({"image": image, "annotations": prepared["annotations"][1:]}, "cpu", False)
+    torch.testing.assert_close(prepared["consensus"][1:], second["consensus"])
+    assert set(prepared["voxel"][:, 0].tolist()) == {0, 1}

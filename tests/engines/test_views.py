@@ -82,3 +82,20 @@ def test_evidence_masks_move_with_the_image():
     assert torch.equal(prepared["evidence_mask"][:2], batch["evidence_mask"])
     moved = prepared["warp"](batch["evidence_mask"], "nearest")
     assert torch.equal(prepared["evidence_mask"][2:], moved)
+
+
+def test_what_annotators_drew_moves_with_the_image_and_is_unknown_outside():
+    batch = make_batch()
+    batch["annotations"] = torch.randint(0, 4, (2, 3, 8, 8, 4)).to(torch.int8)
+    batch["annotated"] = torch.tensor([[True, False, True], [True, True, False]])
+    batch["annotator_weight"] = torch.rand(2, 3)
+    prepared = PrepareViews(RandomWarp(seed=1, exact=0.0, translation=0.3))(batch, "cpu", False)
+    assert prepared["annotations"].dtype == torch.int8
+    assert torch.equal(prepared["annotations"][:2], batch["annotations"])
+    moved = prepared["warp"]((batch["annotations"] == 2).float(), "nearest") > 0.5
+    assert torch.equal(prepared["annotations"][2:] == 2, moved)
+    covered = prepared["warp"](torch.ones(2, 3, 8, 8, 4), "nearest") > 0.5
+    assert not covered.all()
+    assert torch.equal(prepared["annotations"][2:] >= 0, covered)
+    for key in ("annotated", "annotator_weight"):
+        assert torch.equal(prepared[key], torch.cat([batch[key]] * 2))

@@ -278,3 +278,45 @@ def test_finite_in_half_precision(trace: Trace, batch: dict[str, Any]) -> None:
     for term in SAMPLED:
         batch["samples"].clear()
         assert math.isfinite(float(term(half, batch)))
+
+
+@pytest.mark.parametrize("make", [ConsensusSegmentation, TendencyParsimony, AnnotatorMixture])
+def test_the_consensus_may_be_a_layer(make: Any, trace: Trace, batch: dict[str, Any]) -> None:
+    """For networks that return something else first, such as class scores."""
+    expected = make()(trace, batch)
+    other = Trace(
+        *(trace.network, (*trace.layers, "z"), trace.image, torch.zeros(B, 4, 3)),
+        features={**trace.features, "z": trace.logits},
+    )
+    assert make(consensus="z").layers == (*make().layers, "z")
+    torch.testing.assert_close(make(consensus="z")(other, {**batch, "samples": {}}), expected)
+
+
+EVERY = [*SAMPLED, AnnotatorSegmentation(), ConsensusSegmentation(), SignedDistance()]
+
+
+@pytest.mark.parametrize("term", EVERY, ids=lambda term: type(term).__name__)
+def test_a_batch_that_nobody_drew_gives_exactly_nothing(term: Any, trace: Trace, batch: dict[str, Any]) -> None:
+    blank = {
+        **batch,
+        "annotations": torch.full_like(batch["annotations"], -1),
+        "annotated": torch.zeros_like(batch["annotated"]),
+        "consensus": torch.zeros_like(batch["consensus"]),
+        "voxel_stratum": torch.full_like(batch["voxel_stratum"], -1),
+    }
+    value = term(trace, blank)
+    assert value.item() == 0
+    value.backward()
+    leaves = [trace.logits, *trace.features.values()]
+    assert all(leaf.grad is None or not leaf.grad.any() for leaf in leaves)
+
+
+@pytest.mark.parametrize("term", [ConsensusSegmentation(), SignedDistance()], ids=lambda term: type(term).__name__)
+def test_cases_that_nobody_drew_do_not_count(term: Any, trace: Trace, batch: dict[str, Any]) -> None:
+    """The value is that of the first case alone."""
+    mixed = {**batch, "annotated": batch["annotated"] * torch.tensor([[True], [False]])}
+    mixed["consensus"] = batch["consensus"] * torch.tensor([1.0, 0.0])[:, None, None, None, None]
+    features = {"signed_distance": trace.features["signed_distance"][:1]}
+    alone = Trace(trace.network, tuple(features), trace.image[:1], trace.logits[:1], features)
+    first = {key: value[:1] for key, value in mixed.items() if key in ("annotated", "consensus", "signed_distance")}
+    torch.testing.assert_close(term(trace, mixed), term(alone, first))

@@ -207,3 +207,35 @@ def test_slab_that_would_skip_voxels():
 def test_bad_tags():
     with pytest.raises(ValueError, match=r"tags must have the shape \(3, 2\), got \(2, 2\)"):
         RandSlabd((4, 4, 4), spacing=1.0)(make_box(tags=[(1, 2), (1, 2)]))
+
+
+@pytest.mark.parametrize("options", [{}, AUGMENT])
+def test_masks_of_annotators_and_marks_move_with_the_image(options):
+    """Both are drawn in the slices where the image has their number, and are found there."""
+    box = make_box()
+    drawn = torch.full((3, *SHAPE), -1, dtype=torch.int8)
+    drawn[:2] = 0
+    drawn[0, :, :, 6:] = 2
+    drawn[1, :, :, 3:6] = -1
+    box["annotations"], box["annotated"] = drawn, torch.tensor([True, True, False])
+    box["annotator_weight"] = torch.tensor([1.0, 2.0, 3.0])
+    box["evidence"] = (torch.arange(SHAPE[2]) < 6).to(torch.uint8).expand(1, *SHAPE)
+    for seed in range(3):
+        out = draw(RandSlabd((12, 16, 10), 1.0, **options), box, seed)
+        inside = out["brain"][0]
+        number = (out["image"][0] * 2).amax((0, 1)).round().expand(12, 16, -1)
+        assert len(number[0, 0].unique()) == 10, "each slice of the slab is another one of the box"
+        assert (out["annotations"].shape, out["annotations"].dtype) == ((3, 12, 16, 10), torch.int8)
+        expected = torch.stack([torch.where(number >= 6, 2, 0), torch.where((number >= 3) & (number < 6), -1, 0)])
+        assert torch.equal(out["annotations"][:2, inside].long(), expected[:, inside])
+        assert (out["annotations"][2] == -1).all()
+        assert (out["annotations"][:, ~inside] == -1).all()
+        assert out["evidence"].shape == (1, 12, 16, 10)
+        assert torch.equal(out["evidence"][0][inside] > 0.5, (number < 6)[inside])
+        assert out["annotated"].tolist() == [True, True, False]
+        assert out["annotator_weight"].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_paths_of_masks_are_left_alone():
+    box = {**make_box(), "annotations": {"a1": "x.nii.gz"}, "evidence": {"allowed": "y.nii.gz"}}
+    assert not {"annotations", "evidence"} & set(draw(RandSlabd((8, 8, 4), 1.0), box))

@@ -129,54 +129,64 @@ class MultimodalCAMNet(nn.Module):
 
     def forward(self, image: Tensor, present: Tensor | None = None) -> Tensor:
         """Return logits ``B M K`` or fused maps ``B K H W D``."""
+        available = self.available(image, present)
+        hidden, rows = self.encode(image, available, present is not None)
+        maps = self.class_maps(self.place(self.head(hidden, self.branch(rows)), rows, available))
+        weights = self.reliability()
+        if self.output == "maps":
+            return self.fuse(maps, available, weights, (image != 0).any(1, keepdim=True))
+        return self.score(maps, image, available)
+
+    def available(self, image: Tensor, present: Tensor | None) -> Tensor:
+        """Check the shapes and return which modalities are there, ``B M`` boolean."""
         if image.dim() != 5 or image.shape[1] != self.count:
             raise ValueError(f"expected B {self.count} H W D, got {image.shape}")
         if present is not None and present.shape != image.shape[:2]:
             raise ValueError(f"present must be {image.shape[:2]}, got {present.shape}")
         if image.shape[2] % self.factor or image.shape[3] % self.factor:
             raise ValueError(f"H and W must be multiples of {self.factor}, got {image.shape}")
-        available = (image != 0).flatten(2).any(2) if present is None else present.to(torch.bool)
-        maps = self.class_maps(self.branches(image, available, present is not None))
-        weights = self.reliability()
-        if self.output == "maps":
-            return self.fuse(maps, available, weights, (image != 0).any(1, keepdim=True))
+        return (image != 0).flatten(2).any(2) if present is None else present.to(torch.bool)
+
+    def branch(self, rows: Tensor) -> Tensor:
+        """Which set of weights rows of ``B M`` use, where each modality may have its own."""
+        return torch.zeros_like(rows) if self.share == "all" else rows % self.count
+
+    def encode(self, image: Tensor, available: Tensor, skip_absent: bool) -> tuple[Tensor, Tensor]:
+        """Features ``P C h w D`` of the branches, and their ``P`` rows of ``B M``: all, or those that are there."""
+        features = self.stem(image).flatten(0, 1)
+        rows = torch.arange(features.shape[0], device=image.device)
+        if skip_absent:
+            rows = available.flatten().nonzero().squeeze(1)
+            features = features[rows]
+        if self.share == "none":
+            hidden = torch.zeros_like(features)
+            for modality, trunk in enumerate(self.trunks):
+                own = (rows % self.count == modality).nonzero().squeeze(1)
+                found = trunk(features[own], torch.zeros_like(own))
+                hidden = hidden.index_copy(0, own, found.to(hidden.dtype))
+        else:
+            hidden = features
+            for trunk in self.trunks:
+                hidden = trunk(hidden, self.branch(rows))
+        return self.dropout(hidden), rows
+
+    def place(self, packed: Tensor, rows: Tensor, available: Tensor) -> Tensor:
+        """Put rows back where they belong, ``B M ...``; 0 where a modality is absent."""
+        count = available.shape[0] * available.shape[1]
+        if packed.shape[0] != count:
+            placed = packed.new_zeros([count, packed.shape[1], packed.shape[2], packed.shape[3], packed.shape[4]])
+            placed = placed.index_copy(0, rows, packed)
+        else:
+            placed = packed * available.flatten().to(packed.dtype)[:, None, None, None, None]
+        out: Tensor = placed.unflatten(0, (available.shape[0], available.shape[1]))
+        return out
+
+    def score(self, maps: Tensor, image: Tensor, available: Tensor) -> Tensor:
+        """Pool the maps over the brain to logits ``B M K``; 0 for an absent modality."""
         brain = (image != 0).any(1, keepdim=True).to(maps.dtype)
         inside = F.avg_pool3d(brain, (self.stride, self.stride, 1)) > 0.5
         logits = masked_log_mean_exp(maps, inside.unsqueeze(1), [3, 4, 5], self.sharpness)
         return logits * available.unsqueeze(2)
-
-    def branches(self, image: Tensor, available: Tensor, skip_absent: bool) -> Tensor:
-        """Class maps ``B M K h w D`` of every branch; 0 where a modality is absent."""
-        features = self.stem(image).flatten(0, 1)
-        index = torch.arange(self.count, device=image.device).repeat(image.shape[0])
-        rows = torch.arange(features.shape[0], device=image.device)
-        if skip_absent:
-            rows = available.flatten().nonzero().squeeze(1)
-        if self.share == "none":
-            maps = self.head.weight.new_zeros(
-                [features.shape[0], self.num_classes, features.shape[2], features.shape[3], features.shape[4]]
-            )
-            for modality, trunk in enumerate(self.trunks):
-                own = rows[index[rows] == modality]
-                hidden = self.dropout(trunk(features[own], torch.zeros_like(own)))
-                maps = maps.index_copy(0, own, self.head(hidden, index[own]).to(maps.dtype))
-        else:
-            packed = features[rows] if skip_absent else features
-            branch = torch.zeros_like(rows) if self.share == "all" else index[rows]
-            for trunk in self.trunks:
-                packed = self.dropout(trunk(packed, branch))
-            packed = self.head(packed, branch)
-            if skip_absent:
-                maps = packed.new_zeros(
-                    [features.shape[0], packed.shape[1], packed.shape[2], packed.shape[3], packed.shape[4]]
-                )
-                maps = maps.index_copy(0, rows, packed)
-            else:
-                maps = packed
-        if not skip_absent:
-            maps = maps * available.flatten().to(maps.dtype)[:, None, None, None, None]
-        out: Tensor = maps.unflatten(0, (image.shape[0], self.count))
-        return out
 
     def fuse(self, maps: Tensor, available: Tensor, weights: Tensor, brain: Tensor) -> Tensor:
         """Average the sigmoid maps over the modalities present, by reliability, at the resolution of the image."""
