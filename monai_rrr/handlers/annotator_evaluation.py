@@ -102,11 +102,11 @@ class AnnotatorEvaluation:
         self.rows = []
 
     def __call__(self, engine: Engine) -> None:
-        """Collect the masks of one batch: ``pred`` of the output; of the batch ``case_id``, ``probability``, if any."""
+        """Collect the masks of one batch: ``pred``, ``probability`` if any, of the output; ``case_id`` of the batch."""
         batch: Any = engine.state.batch
         outputs: Any = engine.state.output
         for item, output in zip(batch, outputs, strict=True):
-            self.add(str(item["case_id"]), output["pred"], item.get("probability"), item.get("geometry"))
+            self.add(str(item["case_id"]), output["pred"], output.get("probability"), item.get("geometry"))
 
     def add(
         self,

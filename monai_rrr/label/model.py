@@ -162,7 +162,7 @@ class BundleModel:
         if "label_map" in data:
             label = _classes(torch.as_tensor(data["label_map"])[0], self._parser.get("label_convention"))
             maps = {**_heatmaps(data), **maps}
-        else:
+        if self.annotators:
             versions = np.asarray(torch.as_tensor(data["pred"]), dtype=np.uint8)
             label, annotators = versions[0], dict(zip(self.annotators, versions[1:], strict=True))
         if "class_score" in data:
@@ -187,7 +187,7 @@ def _classes(label: Tensor, convention: str) -> NDArray[np.uint8]:
 
 def _heatmaps(data: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
     """Fused maps of the regions, those of every modality that is there, and relevance."""
-    found = torch.as_tensor(data["pred"]).float()
+    found = torch.as_tensor(data.get("heatmap", data["pred"])).float()
     groups = found if found.ndim == 5 else found[None]
     out = {region: groups[0, index].numpy() for index, region in enumerate(REGIONS)}
     out.update(_by_modality("", groups[1:]))

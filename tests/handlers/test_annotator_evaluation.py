@@ -114,7 +114,7 @@ def test_calibration(case: dict[str, Any], tmp_path: Path) -> None:
     geometry = {"affine": AFFINE, "source_affine": AFFINE, "source_shape": np.array([12, 12, 12])}
     classes = MetaTensor(probability.argmax(1).byte(), affine=torch.from_numpy(AFFINE))
     state = SimpleNamespace(
-        batch=[{"case_id": "x", "probability": probability, "geometry": geometry}], output=[{"pred": classes}]
+        batch=[{"case_id": "x", "geometry": geometry}], output=[{"pred": classes, "probability": probability}]
     )
     handler = AnnotatorEvaluation([case], ["a", "b", "c", "d"], "brats2018", tmp_path / "metrics.csv")
     handler(SimpleNamespace(state=state))
