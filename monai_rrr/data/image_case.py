@@ -118,7 +118,8 @@ class CaseOfImaged(Transform):
         if self.network is not None and self.load_path is not None:
             load_weights(self.network, self.load_path, self.require_manifest)
         rest = {key: value for key, value in data.items() if key != "image"}
-        return {**image_case(data["image"], self.modalities), REQUEST: rest}
+        found: dict[Any, Any] = image_case(data["image"], self.modalities)
+        return {**found, REQUEST: rest}
 
 
 def _listed(paths: Sequence[Path], modalities: Sequence[str]) -> Case:

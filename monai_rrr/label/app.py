@@ -127,7 +127,8 @@ class RightReasonsApp(MONAILabelApp):  # type: ignore[misc]
         answer, details = self._infers[model]({**request, CASE: case})
         if request.get("save_label") is True:
             store = datastore or self._datastore
-            tag = str(request.get("label_tag") or "original")
+            tag = request.get("label_tag") or "original"
+            tag = str(getattr(tag, "value", tag))  # MONAI Label's own tags are members of an enumeration
             store.save_label(request["image"], answer, tag, {"model": model})
         return {"label": answer, "tag": "original", "file": answer, "params": details}
 

@@ -228,9 +228,9 @@ def _write(array: NDArray[Any], found: Prediction, wanted: InferRequest) -> str:
     return path
 
 
-def _image(array: NDArray[Any], affine: NDArray[np.float64]) -> sitk.Image:
+def _image(array: NDArray[Any], affine: NDArray[np.float64]) -> Any:
     """The same voxels in ITK's world, whose first two axes run the other way."""
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    image: Any = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
     lps = np.diag([-1.0, -1.0, 1.0]) @ affine[:3]
     spacing = np.linalg.norm(lps[:, :3], axis=0)
     image.SetSpacing([float(s) for s in spacing])

@@ -75,6 +75,7 @@ class WholeVolumed(MapTransform):
         image, brain = resample_box(data, matrix, size, self.clip)
         labels = slab_slice_label(data, matrix, size[2])
         return {
+            **data.get("request", {}),  # a server looks for its own fields after preprocessing
             RRRKeys.CASE_ID: data[RRRKeys.CASE_ID],
             RRRKeys.IMAGE: image,
             RRRKeys.BRAIN: brain,

@@ -17,7 +17,6 @@ import gzip
 import importlib.util
 import io
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -250,11 +249,12 @@ def test_v2_pages_from_elsewhere(server: Any) -> None:
 
 
 def bad_uploads() -> dict[str, tuple[str, bytes, str]]:
-    bomb = gzip.compress(nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), np.eye(4)).to_bytes()[:352] + bytes(50 << 20))
+    whole = nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)).to_bytes()
+    bomb = gzip.compress(whole[:352] + bytes(50 << 20))
     return {
         "empty": ("a.nii.gz", b"", "file-empty"),
         "text": ("a.nii.gz", b"<html>", "file-kind"),
-        "cut": ("a.nii.gz", gzip.compress(os.urandom(4000))[:2000], "gzip-truncated"),
+        "cut": ("a.nii.gz", gzip.compress(whole)[:-9], "gzip-truncated"),
         "bomb": ("a.nii.gz", bomb, "file-length"),
         "name": ("../../a.nii.gz", b"x", "request"),
         "kind": ("a.py", b"x", "request"),
@@ -264,12 +264,13 @@ def bad_uploads() -> dict[str, tuple[str, bytes, str]]:
 @pytest.mark.parametrize("kind", sorted(bad_uploads()))
 def test_v3_bad_uploads(server: Any, kind: str) -> None:
     name, content, code = bad_uploads()[kind]
+    before = set((server.work / "tmp").iterdir())
     answer = server.call("POST", f"/infer/{GUIDED}?output=json", files={"file": (name, content)})
     assert answer.status_code == 400
-    assert answer.json()["code"] in (code, "gzip-trailing", "header-kind")
+    assert answer.json()["code"] == code
     label = server.call("PUT", f"/datastore/label?image={CASE}&tag=final", files={"label": (name, content)})
     assert label.status_code == 400
-    assert not list((server.work / "tmp").glob("tmp*")), "nothing of it stays"
+    assert set((server.work / "tmp").iterdir()) == before, "nothing of it stays"
 
 
 def test_v3_labels_of_another_place(server: Any, studies: Path) -> None:
