@@ -1,0 +1,2 @@
+def write_cost(result, size, steps):
+    raise SystemExit
