@@ -126,7 +126,11 @@ def distribution(versions: Tensor, drawn: Tensor) -> dict[str, Any]:
 
 
 def who(probability: Tensor, drawn: Tensor, truth: Tensor, consensus: Tensor) -> dict[str, Any]:
-    """Whose mask it is, by case and by region of disagreement, and where an annotator errs."""
+    """Whose mask it is, by case and by region of disagreement, and where an annotator errs.
+
+    ``case_name`` ``NR`` says who is named for each mask; ``region_name`` has a row for each region and annotator: case,
+    annotator, voxels, who is named, whether that one drew the same there, share of the annotators who did.
+    """
     annotators = probability.shape[1]
     prior = torch.full((annotators,), 1 / annotators)
     apart = disagreement(probability) > 0.2
@@ -134,16 +138,14 @@ def who(probability: Tensor, drawn: Tensor, truth: Tensor, consensus: Tensor) ->
     for b, p in enumerate(probability):
         whole = apart[b].long()
         parts = components(apart[b])
-        cases.append(
-            [int(annotator_posterior(p, mask, whole, prior).argmax()) == r for r, mask in enumerate(drawn[b])]
-        )
+        cases.append([int(annotator_posterior(p, mask, whole, prior).argmax()) for mask in drawn[b]])
         for index in range(1, int(parts.max()) + 1):
             inside = parts == index
             said = drawn[b][:, inside]
             for r in range(annotators):
                 named = int(annotator_posterior(p, drawn[b, r], inside.long(), prior).argmax())
                 same = (said == said[r]).all(1)
-                regions.append([b, r, int(inside.sum()), named == r, bool(same[named]), float(same.float().mean())])
+                regions.append([b, r, int(inside.sum()), named, bool(same[named]), float(same.float().mean())])
     odds = deviation(probability, consensus)
     counted = ((drawn > 0).any(1) | (truth > 0)).flatten()
     auroc = []

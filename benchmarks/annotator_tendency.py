@@ -46,6 +46,8 @@ from annotator_table import write_table
 from annotator_train import DEFAULTS, run
 
 RATES = (3e-3, 1e-2)
+SAME_RATE = {"staple": "vote", "em": "vote", "separate": "vote"}
+"""Arms that are the same network with the same loss on other masks."""
 NAMED = ("ours", "heads", "cm_corrected")
 CONTROLS: dict[str, dict[str, Any]] = {
     "permuted": {"control": "permuted"},
@@ -54,6 +56,8 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "shuffled": {"shuffled": True},
 }
 ABLATIONS: dict[str, dict[str, Any]] = {
+    "random_kernels": {"start_kernels": False},
+    "gamma_lr1": {"gamma_lr": 1.0},
     "em": {"estimate": "em"},
     "no_tie": {"without": ["tie"]},
     "no_sdf": {"without": ["signed_distance"]},
@@ -82,9 +86,8 @@ def comparison(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     yield {"arm": arm, "level": "L1", "seed": seed, "variant": f"{observed}of6", "observed": observed}
     if "newcomer" in groups:
         for seed in seeds:
-            for cases in (3, 5, 10):
-                for arm in ("ours", "heads"):
-                    yield {"arm": arm, "level": "L5", "seed": seed, "variant": f"new{cases}", "newcomer": cases}
+            for arm in ("ours", "heads"):
+                yield {"arm": arm, "level": "L5", "seed": seed, "newcomer": [3, 5, 10]}
     if "levels" in groups:
         for seed in seeds:
             for level in ("L2", "L3", "L4"):
@@ -132,7 +135,7 @@ def parts(config: dict[str, Any], arguments: argparse.Namespace) -> tuple[Cohort
     adaptation = whole.of("adaptation")
     new = int(adaptation.annotated[0].int().argmax())
     order = [r for r in range(len(whole.annotators)) if r != new]
-    few = adaptation.part(range(config["newcomer"])).team([*order, new])
+    few = adaptation.team([*order, new])
     return training.team(order), whole.of("test").team([*order, new]), few
 
 
@@ -183,7 +186,7 @@ def rates_of(out: Path, arms: list[str]) -> dict[str, Any]:
     rates: dict[str, Any] = {}
     for arm in arms:
         scores: dict[str, float] = {}
-        for file in sorted(out.glob(f"L1_{arm}_seed100_lr*.json")):
+        for file in sorted(out.glob(f"L1_{SAME_RATE.get(arm, arm)}_seed100_lr*.json")):
             record = json.loads(file.read_text(encoding="utf-8"))
             scores[f"{record['config']['lr']:g}"] = round(target_of(record), 4)
         best = max(scores, key=lambda rate: scores[rate]) if scores else f"{DEFAULTS['lr']:g}"
@@ -195,12 +198,13 @@ def run_all(arguments: argparse.Namespace) -> None:
     """Tune and work through the groups."""
     arguments.out.mkdir(parents=True, exist_ok=True)
     end = time.time() + arguments.seconds if arguments.seconds else float("inf")
-    fixed = {"newcomer_lr": 3e-2, "newcomer_steps": 100} | json.loads(arguments.set)
+    fixed = {"newcomer_lr": 1e-2, "newcomer_steps": 100} | json.loads(arguments.set)
     if arguments.rates is None:
         tuning = [
             {"arm": arm, "level": "L1", "seed": 100, "lr": rate, "tuning": True, **fixed}
             for arm in arguments.arms
             for rate in RATES
+            if arm not in SAME_RATE
         ]
         work_all(tuning, arguments, end)
         rates = rates_of(arguments.out, arguments.arms)

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,6 @@ from annotator_arms import SINGLE, ConsensusNet, build, objective_of, start_from
 from annotator_consensus import consensus_of
 from annotator_data import Cohort, add_annotator_to, keep_some, permute_names
 from annotator_scores import evaluate
-from ignite.engine import Events
 from monai.data import Dataset, set_track_meta
 from monai.engines import SupervisedTrainer
 from monai.handlers import LrScheduleHandler
@@ -32,6 +32,7 @@ from monai.utils import set_determinism
 from torch import nn
 from torch.utils.data import DataLoader
 
+from monai_rrr.attribution import record
 from monai_rrr.engines import PrepareAnnotations, explanation_update
 from monai_rrr.handlers import ConsensusUpdate, PrototypeUpdate, TendencySchedule, TendencyStages
 from monai_rrr.networks import AnnotatorTendencyNet
@@ -47,9 +48,9 @@ DEFAULTS: dict[str, Any] = {
     "slots": 4,
     "stride": 2,
     "voxels": 1024,
-    "start_steps": 640,  # on the votes, the same for all arms
+    "start_steps": 2400,  # on the votes, the same for all arms
     "start_lr": 1e-2,
-    "steps": 192,  # of the arm itself
+    "steps": 320,  # of the arm itself
     "batch_size": 1,
     "lr": 1e-2,
     "gamma_lr": 10.0,  # times lr
@@ -113,8 +114,8 @@ def train(network: nn.Module, cohort: Cohort, config: Mapping[str, Any]) -> floa
         prepare = PrepareAnnotations(spacing=(cohort.spacing,) * 3, voxels=config["voxels"], seed=config["seed"])
         trainer = trainer_of(network, cases, config, objective_of(config), prepare)
         TendencyStages(network, trainer.optimizer, schedule).attach(trainer)
-        bank = PrototypeUpdate(network, DataLoader(cases, 4), prepare, schedule, seed=config["seed"])  # type: ignore[arg-type]
-        bank.attach(trainer)
+        options = {"seed": config["seed"], "start_kernels": config.get("start_kernels", True)}
+        PrototypeUpdate(network, DataLoader(cases, 4), prepare, schedule, **options).attach(trainer)  # type: ignore[arg-type]
         if config.get("estimate") == "em":
             ConsensusUpdate(network, cases, BandedConsensus((cohort.spacing,) * 3)).attach(trainer)
     else:
@@ -141,20 +142,30 @@ def started(cohort: Cohort, config: Mapping[str, Any]) -> ConsensusNet:
     return network
 
 
-def fit_newcomer(network: nn.Module, cohort: Cohort, config: Mapping[str, Any]) -> int:
-    """Fit the annotator at the end of the cohort on its few cases, all else frozen; return how many numbers."""
-    if isinstance(network, AnnotatorTendencyNet):
-        added: Sequence[nn.Parameter] = network.add_annotator(cohort.annotators[-1])
+def fit_newcomer(network: Any, cohort: Cohort, config: Mapping[str, Any]) -> int:
+    """Fit the annotator at the end of the cohort on its few cases, all else frozen; return how many numbers.
+
+    Kernels begin at prototypes of where the new one deviates from the consensus that the network gives, plain heads
+    at the head of the consensus.
+    """
+    cases = cohort.cases()
+    with torch.no_grad():
+        for case in cases:
+            trace = record(network.eval(), case["image"][None], ())
+            case["consensus"] = trace.logits[0].softmax(0)
+    if config["arm"] == "ours":
+        added = network.add_annotator(cohort.annotators[-1])
+        prepare = PrepareAnnotations(spacing=(cohort.spacing,) * 3, voxels=config["voxels"], seed=config["seed"])
+        PrototypeUpdate(network, DataLoader(cases, 1), prepare, seed=config["seed"]).push()  # type: ignore[arg-type]
+        prototype = network.tendency_bank.prototype[-4:]
+        weight = network.tendencies[-1].weight
+        weight.data.copy_(torch.where(prototype.square().sum(-1, keepdim=True) > 0, prototype, weight))
     else:
         network.requires_grad_(False)
-        network.heads.append(nn.Conv3d(config["features"], 4, 1))  # type: ignore[operator, union-attr]
-        added = list(network.heads[-1].parameters())  # type: ignore[index, union-attr]
-    cases = [{**case, "consensus": torch.zeros(4, *case["image"].shape[1:])} for case in cohort.cases()]
+        network.heads.append(copy.deepcopy(network.consensus_head).requires_grad_(True))
+        added = list(network.heads[-1].parameters())
     own = {**config, "lr": config["newcomer_lr"], "steps": config["newcomer_steps"], "batch_size": 1}
-    trainer = trainer_of(network, cases, own, Objective({"seg": AnnotatorSegmentation()}), batch_as_it_is)
-    if isinstance(network, AnnotatorTendencyNet):
-        trainer.add_event_handler(Events.ITERATION_STARTED, lambda: network.backbone.eval())
-    trainer.run()
+    trainer_of(network, cases, own, Objective({"segmentation": AnnotatorSegmentation()}), batch_as_it_is).run()
     return sum(p.numel() for p in added)
 
 
@@ -196,10 +207,15 @@ def run(train_cohort: Cohort, test_cohort: Cohort, config: Mapping[str, Any], ne
         network.rho.zero_()  # type: ignore[operator, union-attr]
     parameters = sum(p.numel() for p in network.parameters())
     seconds = train(network, cohort, config)
-    record: dict[str, Any] = {"parameters": parameters, "step_seconds": round(seconds, 4), "cases": len(cohort)}
+    result: dict[str, Any] = {"parameters": parameters, "step_seconds": round(seconds, 4), "cases": len(cohort)}
     if newcomer is not None:
-        record["added"] = fit_newcomer(network, newcomer, config)
-    begin = time.perf_counter()
-    record |= evaluate(network, test_cohort, config)
-    record["score_seconds"] = round(time.perf_counter() - begin, 2)
-    return {**record, "config": dict(config)}
+        result["newcomer"] = {}
+        for count in config["newcomer"]:
+            later = copy.deepcopy(network)
+            added = fit_newcomer(later, newcomer.part(range(count)), config)
+            scores = evaluate(later, test_cohort, config)
+            own = {name: [row[-1] for row in scores[name]] for name in ("dice", "gain", "ceiling")}
+            result["newcomer"][count] = {"added": added, **own}
+        test_cohort = test_cohort.team(range(len(cohort.annotators)))
+    result |= evaluate(network, test_cohort, config)
+    return {**result, "config": dict(config)}
