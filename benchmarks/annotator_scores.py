@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from annotator_arms import SINGLE, drawn_logits
+from annotator_arms import SINGLE
 from annotator_data import Cohort
+from annotator_terms import drawn_logits
 from annotator_why import kernels_and_prototypes
 from monai.metrics import compute_dice
 from scipy import ndimage
@@ -51,8 +52,13 @@ SAMPLES = 16
 
 @torch.no_grad()
 def predict(network: nn.Module, cohort: Cohort, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Probabilities of all cases: ``consensus`` ``NCDHW``, ``annotators`` ``NRCDHW`` and, of a stochastic network,
-    ``samples``; ``who`` ``NRDHW`` and ``label`` of the mixture ``NDHW`` of the method."""
+    """Predict all cases.
+
+    Returns:
+        probabilities of the ``consensus`` ``NCDHW`` and, where there are names, of the ``annotators`` ``NRCDHW``;
+        ``samples`` ``NSDHW`` of a stochastic network; ``who`` ``NRDHW``, the ``label`` of the mixture ``NDHW`` and the
+        ``embedding`` of the method.
+    """
     found: dict[str, list[Tensor]] = {}
     network.eval()
     for image in cohort.image.split(2):
@@ -203,7 +209,9 @@ def own_scores(
     maps = [tendency_maps(other, image) for image in cohort.image.split(2)]
     chance = [
         [value.accuracy, value.chance, value.voxels]
-        for value in map(set_accuracy, torch.cat([m.who[:, 1:] for m in maps]), drawn, torch.cat([m.label for m in maps]))
+        for value in map(
+            set_accuracy, torch.cat([m.who[:, 1:] for m in maps]), drawn, torch.cat([m.label for m in maps])
+        )
     ]
     result["set_accuracy_random"] = chance
     departure = found["annotators"].clamp(min=1e-8).log() - found["consensus"].clamp(min=1e-8).log()[:, None]

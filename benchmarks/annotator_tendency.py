@@ -46,6 +46,7 @@ from annotator_table import write_table
 from annotator_train import DEFAULTS, run
 
 RATES = (3e-3, 1e-2)
+TUNING = {"tuning": True, "start_steps": DEFAULTS["start_steps"] // 2, "steps": DEFAULTS["steps"] // 2}
 SAME_RATE = {"staple": "vote", "em": "vote", "separate": "vote"}
 """Arms that are the same network with the same loss on other masks."""
 NAMED = ("ours", "heads", "cm_corrected")
@@ -201,7 +202,7 @@ def run_all(arguments: argparse.Namespace) -> None:
     fixed = {"newcomer_lr": 1e-2, "newcomer_steps": 100} | json.loads(arguments.set)
     if arguments.rates is None:
         tuning = [
-            {"arm": arm, "level": "L1", "seed": 100, "lr": rate, "tuning": True, **fixed}
+            {"arm": arm, "level": "L1", "seed": 100, "lr": rate, **TUNING, **fixed}
             for arm in arguments.arms
             for rate in RATES
             if arm not in SAME_RATE

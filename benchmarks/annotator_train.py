@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from annotator_arms import SINGLE, ConsensusNet, build, objective_of, start_from
+from annotator_arms import SINGLE, ConsensusNet, build, start_from
 from annotator_consensus import consensus_of
 from annotator_data import Cohort, add_annotator_to, keep_some, permute_names
 from annotator_scores import evaluate
+from annotator_terms import objective_of
 from monai.data import Dataset, set_track_meta
 from monai.engines import SupervisedTrainer
 from monai.handlers import LrScheduleHandler
@@ -35,7 +36,6 @@ from torch.utils.data import DataLoader
 from monai_rrr.attribution import record
 from monai_rrr.engines import PrepareAnnotations, explanation_update
 from monai_rrr.handlers import ConsensusUpdate, PrototypeUpdate, TendencySchedule, TendencyStages
-from monai_rrr.networks import AnnotatorTendencyNet
 from monai_rrr.objectives import AnnotatorSegmentation, Objective
 from monai_rrr.transforms import BandedConsensus
 

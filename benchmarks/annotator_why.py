@@ -113,5 +113,3 @@ def deletion(
         "deletion_other": round(sum(other) / len(other), 5),
         "deletion_wins": round(wins, 4),
     }
-
-

@@ -38,11 +38,11 @@ class PrototypeUpdate:
     Stage 0 only remembers embeddings; where stage 1 begins, and in each epoch of it, groups without prototypes are
     started by k-means, and where it begins, the kernels of annotators who do not depart from the consensus yet
     (``gamma`` 0: no output changes) are put on these prototypes. From random kernels, ``gamma`` is as likely to become
-    negative, and a place that looks like where an annotator draws a class then gets less of it. In stage 1 the others move after every step; where stage 2 begins, all are pushed to training
-    embeddings and frozen. Tendency prototypes come from voxels where an annotator deviates from the consensus, shared
-    ones from voxels where nobody does: taken from all voxels, those of all annotators would coincide. Nothing moves
-    after a step that was skipped. With several processes, embeddings of all of them are used by all. The state is the
-    network's.
+    negative, and a place that looks like where an annotator draws a class then gets less of it. In stage 1 the others
+    move after every step; where stage 2 begins, all are pushed to training embeddings and frozen. Tendency prototypes
+    come from voxels where an annotator deviates from the consensus, shared ones from voxels where nobody does: taken
+    from all voxels, those of all annotators would coincide. Nothing moves after a step that was skipped. With several
+    processes, embeddings of all of them are used by all. The state is the network's.
 
     Args:
         network: unwrapped.

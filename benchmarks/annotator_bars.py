@@ -1,0 +1,158 @@
+# Copyright (c) monai_rrr contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The bars of the method's card, and what the runs of ``annotator_tendency.py`` found."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_rrr.metrics import paired_difference
+
+__all__ = ["bars_of", "per_case"]
+
+HABITS = {"over": 0.05, "under": 0.05, "confuser": 0.05, "expert": -0.005}
+
+
+def per_case(records: Sequence[Any], score: str) -> NDArray[np.float64]:
+    """A score of every case, mean over seeds: ``N ...``; folds of one seed are put together."""
+    by_seed: dict[int, dict[str, Any]] = defaultdict(dict)
+    for record in records:
+        by_seed[record["config"]["seed"]].update(zip(record["case_id"], record[score], strict=True))
+    cases = sorted(set.intersection(*(set(found) for found in by_seed.values())))
+    return np.mean([[found[case] for case in cases] for found in by_seed.values()], axis=0, dtype=np.float64)
+
+
+def bars_of(groups: Mapping[Any, Any], rows: Mapping[Any, Any], cost: Any) -> list[dict[str, Any]]:
+    """Each bar: what is asked, what was found, the limit, and whether it is met; bars without runs are left out."""
+    found: list[dict[str, Any]] = []
+
+    def add(asked: str, value: Any, bar: str, met: bool | None) -> None:
+        found.append({"asked": asked, "found": value, "bar": bar, "met": {True: "yes", False: "no"}.get(met, "")})
+
+    ours = rows.get(("L1", "ours", ""))
+    if ours is None:
+        return found
+    for kind, least in HABITS.items():
+        value = ours["gain"][kind]
+        add(f"PG of {kind}", text(value), f">= {least}", value[0] >= least)
+        add(f"- a perfect version over the votes, {kind}", f"{ours['ceiling'][kind]:.3f}", "", None)
+    for level in sorted({key[0] for key in rows}):
+        compared(groups, level, add)
+    add("case-id", f"{ours['case_id']:.3f}", ">= 0.95", ours["case_id"] >= 0.95)
+    region, chance = ours.get("region_id", 0.0), ours.get("region_chance", 1.0)
+    add("region-id", f"{region:.3f}", ">= 0.6", region >= 0.6)
+    add("- or one who drew the same there", f"{ours.get('region_id_or_same', 0.0):.3f}", "", None)
+    add("region-id over chance", f"{region / chance:.2f} x {chance:.3f}", ">= 2", region >= 2 * chance)
+    if cost:
+        for name in ("ours, stride 1", "ours, stride 2"):
+            row = cost["rows"][name]
+            share, slower = row["parameters_over_one"], row["time_over_one"]
+            add(f"parameters over one network, {name}", f"{100 * share:.2f} %", "< 5 %", share < 0.05)
+            add(f"time of a step over one network, {name}", f"{100 * slower:.0f} %", "< 15 %", slower < 0.15)
+            inference = row["time_of_inference_over_one"]
+            add(f"- time of a forward pass, {name}", f"{100 * inference:.0f} %", "", None)
+    controls(rows, ours, add)
+    sparse(rows, add)
+    return found
+
+
+def compared(groups: Mapping[Any, Any], level: str, add: Any) -> None:
+    """Ours against one network on the votes, and against plain heads."""
+    ours, vote, heads = (groups.get((level, arm, "")) for arm in ("ours", "vote", "heads"))
+    if ours and vote:
+        value = difference(ours, vote, "consensus")
+        add(f"{level}: consensus minus vote + net", text(value), ">= 0" if level == "L1" else "", met(value, level, 0))
+    if ours and heads:
+        value = difference(ours, heads, "dice")
+        close = abs(value[0]) <= 0.005 if level == "L1" else None
+        add(f"{level}: own versions minus plain heads", text(value), "+- 0.005" if level == "L1" else "", close)
+
+
+def met(value: Sequence[float], level: str, least: float) -> bool | None:
+    """Whether a bar is met; bars are those of L1."""
+    return value[0] >= least if level == "L1" else None
+
+
+def difference(a: Sequence[Any], b: Sequence[Any], score: str) -> list[float]:
+    """Paired difference over cases, over the seeds that both have."""
+    seeds = {r["config"]["seed"] for r in a} & {r["config"]["seed"] for r in b}
+    values = [per_case([r for r in records if r["config"]["seed"] in seeds], score) for records in (a, b)]
+    first, second = (value.reshape(len(value), -1).mean(1) for value in values)
+    found = paired_difference(first, second)
+    return [round(v, 4) for v in (found.mean, found.low, found.high)]
+
+
+def controls(rows: Mapping[Any, Any], ours: Mapping[str, Any], add: Any) -> None:
+    """Controls of the method."""
+    row = rows.get(("L1", "ours", "permuted"))
+    if row:
+        for kind in HABITS:
+            low, high = row["gain"][kind][1:]
+            add(f"permuted names: PG of {kind}", text(row["gain"][kind]), "0 in the interval", low <= 0 <= high)
+    row = rows.get(("L1", "ours", "duplicate"))
+    if row:
+        r, s = row["kinds"].index("over"), row["kinds"].index("duplicate")
+        value = row["departure_cosine"][r][s]
+        others = [row["departure_cosine"][r][k] for k in range(len(row["kinds"])) if k not in (r, s)]
+        asked = "duplicate: cosine of the departures of the two"
+        add(asked, f"{value:.3f} (others {min(others):.2f} to {max(others):.2f})", "> 0.9", value > 0.9)
+    row = rows.get(("L1", "ours", "blank"))
+    if row:
+        blank, rest = row["rho"][-1], row["rho"][:-1]
+        add("blank: rho by EM", f"{blank:.3f} (others {min(rest):.3f} to {max(rest):.3f})", "lowest", blank < min(rest))
+    for name, asked in (("purity", "purity"), ("deletion", "effect of deletion")):
+        true, random = ours["why"].get(name), ours["why_random"].get(name)
+        if true is not None and random is not None:
+            add(f"random prototypes: {asked}", f"{random:.3f} (ours {true:.3f})", "below ours", random < true)
+    other = ours["why"].get("deletion_other")
+    if other:
+        value = ours["why"]["deletion"]
+        add(
+            "deletion: best prototype's kernel against another",
+            f"{value:.3f} against {other:.3f}",
+            "above",
+            value > other,
+        )
+    row = rows.get(("L1", "ours", "shuffled"))
+    if row:
+        value, true = row["why"].get("cosine"), ours["why"].get("cosine")
+        add(
+            "shuffled tie: cosine of kernel and prototype", f"{value:.3f} (ours {true:.3f})", "below ours", value < true
+        )
+
+
+def sparse(rows: Mapping[Any, Any], add: Any) -> None:
+    """Relative drop of the own versions from dense to few masks per case."""
+    for arm in ("ours", "heads", "cm_corrected"):
+        dense = rows.get(("L1", arm, ""))
+        for observed in (3, 1):
+            row = rows.get(("L1", arm, f"{observed}of6"))
+            if dense and row:
+                own, all_ = row["own"][0], dense["own"][0]
+                gains = ", ".join(f"{kind} {row['gain'][kind][0]:+.3f}" for kind in ("over", "under", "confuser"))
+                value = f"{own:.3f} after {all_:.3f}, {100 * (own / all_ - 1):+.1f} %; PG {gains}"
+                add(f"{observed} of 6 masks per case, {arm}: own versions", value, "", None)
+    for arm in ("ours", "heads"):
+        row = rows.get(("L5", arm, ""))
+        for count, scores in (row or {}).get("newcomer", {}).items():
+            value = f"PG {text(scores['gain'])} of {scores['ceiling']:.3f}, {scores['added']} numbers"
+            add(f"new annotator (under) with {count} cases, {arm}", value, "", None)
+
+
+def text(value: Sequence[float]) -> str:
+    """An interval."""
+    return f"{value[0]:+.3f} [{value[1]:+.3f}, {value[2]:+.3f}]"
