@@ -28,12 +28,12 @@ HABITS = {"over": 0.05, "under": 0.05, "confuser": 0.05, "expert": -0.005}
 
 
 def per_case(records: Sequence[Any], score: str) -> NDArray[np.float64]:
-    """A score of every case, mean over seeds: ``N ...``; folds of one seed are put together."""
+    """A score of every case, mean over seeds: ``N ...``, NaN where it is None; folds of a seed are put together."""
     by_seed: dict[int, dict[str, Any]] = defaultdict(dict)
     for record in records:
         by_seed[record["config"]["seed"]].update(zip(record["case_id"], record[score], strict=True))
     cases = sorted(set.intersection(*(set(found) for found in by_seed.values())))
-    return np.mean([[found[case] for case in cases] for found in by_seed.values()], axis=0, dtype=np.float64)
+    return np.array([[found[case] for case in cases] for found in by_seed.values()], np.float64).mean(0)
 
 
 def bars_of(groups: Mapping[Any, Any], rows: Mapping[Any, Any], cost: Any) -> list[dict[str, Any]]:
@@ -49,7 +49,7 @@ def bars_of(groups: Mapping[Any, Any], rows: Mapping[Any, Any], cost: Any) -> li
     for kind, least in HABITS.items():
         value = ours["gain"][kind]
         add(f"PG of {kind}", text(value), f">= {least}", value[0] >= least)
-        add(f"- a perfect version over the votes, {kind}", f"{ours['ceiling'][kind]:.3f}", "", None)
+        add(f"- a perfect version over the votes, {kind}", text(ours["ceiling"][kind]), "", None)
     for level in sorted({key[0] for key in rows}):
         compared(groups, level, add)
     add("case-id", f"{ours['case_id']:.3f}", ">= 0.95", ours["case_id"] >= 0.95)
@@ -91,7 +91,7 @@ def difference(a: Sequence[Any], b: Sequence[Any], score: str) -> list[float]:
     """Paired difference over cases, over the seeds that both have."""
     seeds = {r["config"]["seed"] for r in a} & {r["config"]["seed"] for r in b}
     values = [per_case([r for r in records if r["config"]["seed"] in seeds], score) for records in (a, b)]
-    first, second = (value.reshape(len(value), -1).mean(1) for value in values)
+    first, second = (np.nanmean(value.reshape(len(value), -1), axis=1) for value in values)
     found = paired_difference(first, second)
     return [round(v, 4) for v in (found.mean, found.low, found.high)]
 
@@ -149,7 +149,7 @@ def sparse(rows: Mapping[Any, Any], add: Any) -> None:
     for arm in ("ours", "heads"):
         row = rows.get(("L5", arm, ""))
         for count, scores in (row or {}).get("newcomer", {}).items():
-            value = f"PG {text(scores['gain'])} of {scores['ceiling']:.3f}, {scores['added']} numbers"
+            value = f"PG {text(scores['gain'])} of {scores['ceiling'][0]:.3f}, {scores['added']} numbers"
             add(f"new annotator (under) with {count} cases, {arm}", value, "", None)
 
 

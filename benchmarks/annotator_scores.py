@@ -80,7 +80,10 @@ def predict(network: nn.Module, cohort: Cohort, config: Mapping[str, Any]) -> di
 
 
 def evaluate(network: nn.Module, cohort: Cohort, config: Mapping[str, Any]) -> dict[str, Any]:
-    """All scores, per case where they are; Dice of two empty masks is 1."""
+    """All scores, per case where they are; Dice is None for regions that the mask does not show.
+
+    A few voxels in place of none would otherwise count as much as a whole tumor that is missed.
+    """
     found = predict(network, cohort, config)
     consensus = found["consensus"].argmax(1)
     truth, drawn = cohort.truth.long(), cohort.masks.long()
@@ -88,7 +91,7 @@ def evaluate(network: nn.Module, cohort: Cohort, config: Mapping[str, Any]) -> d
         "case_id": list(cohort.case_id),
         "annotators": list(cohort.annotators),
         "kinds": list(cohort.kinds),
-        "consensus": rounded(dice(class_regions(consensus), class_regions(truth))),
+        "consensus": shown(dice(class_regions(consensus), class_regions(truth)), class_regions(truth)),
     }
     named = "annotators" in found
     versions = found["annotators"].argmax(2) if named else found["samples"]
@@ -99,12 +102,13 @@ def evaluate(network: nn.Module, cohort: Cohort, config: Mapping[str, Any]) -> d
     scores = AnnotatorScores(cohort.annotators)
     masks = class_regions(drawn)
     scores(class_regions(versions).float(), masks.float(), consensus=class_regions(consensus).float())
-    result["dice"], result["gain"] = rounded(scores.values("dice")), rounded(scores.values("gain"))
+    result["dice"], result["gain"] = (shown(scores.values(name), masks) for name in ("dice", "gain"))
     if config.get("tuning"):
         return result
     votes = torch.stack([(drawn == c).sum(1) for c in range(4)], 1).argmax(1)
     ceiling = dice(class_regions(votes)[:, None].expand_as(masks).flatten(0, 1), masks.flatten(0, 1))
-    result["ceiling"] = rounded(1 - ceiling.unflatten(0, masks.shape[:2]))  # what a perfect version gains over votes
+    # what a perfect version gains over the votes
+    result["ceiling"] = shown(1 - ceiling.unflatten(0, masks.shape[:2]), masks)
     result["tendency"] = tendencies(versions, drawn, truth, cohort)
     if config["arm"] not in SINGLE:
         result |= who(found["annotators"], drawn, truth, consensus)
@@ -226,9 +230,10 @@ def dice(one: Tensor, other: Tensor) -> Tensor:
     return found
 
 
-def rounded(values: Tensor) -> Any:
-    """Nested lists, NaN as None."""
-    return nested(values.double().round(decimals=5).tolist())
+def shown(values: Tensor, masks: Tensor) -> Any:
+    """Nested lists, None where a mask is empty."""
+    there = masks.flatten(values.ndim).any(values.ndim)
+    return nested(torch.where(there, values.double(), torch.nan).round(decimals=5).tolist())
 
 
 def nested(values: Any) -> Any:

@@ -45,9 +45,11 @@ def read_runs(outs: Sequence[Path]) -> dict[Key, list[Record]]:
     return dict(groups)
 
 
-def interval(values: Any) -> list[float]:
-    """Mean over cases with a bootstrap interval."""
-    return rounded(bootstrap_mean(values))
+def interval(values: Any) -> list[float] | None:
+    """Mean over cases with a bootstrap interval: first over what each case shows."""
+    table = np.asarray(values, np.float64).reshape(len(values), -1)
+    table = table[~np.isnan(table).all(1)]
+    return rounded(bootstrap_mean(np.nanmean(table, axis=1))) if len(table) else None
 
 
 def rounded(found: Interval) -> list[float]:
@@ -80,19 +82,19 @@ def row_of(key: Key, records: Sequence[Record]) -> Record:
     row["parameters"] = first["parameters"]
     row["step_ms"] = round(1000 * float(np.median([record["step_seconds"] for record in records])), 1)
     consensus = per_case(records, "consensus")
-    row["consensus"] = interval(consensus.mean(1))
+    row["consensus"] = interval(consensus)
     row["consensus_regions"] = [interval(consensus[:, k]) for k in range(3)]
     for score in ("ged", "d_match", "d_soft"):
         row[score] = interval(per_case(records, score))
     if "gain" not in first:
         return row
     dice, gain, ceiling = (per_case(records, score) for score in ("dice", "gain", "ceiling"))
-    row["own"] = interval(dice.mean((1, 2)))
+    row["own"] = interval(dice)
     for r, kind in enumerate(first["kinds"]):
-        row.setdefault("own_of", {})[kind] = interval(dice[:, r].mean(1))
-        row.setdefault("gain", {})[kind] = interval(gain[:, r].mean(1))
+        row.setdefault("own_of", {})[kind] = interval(dice[:, r])
+        row.setdefault("gain", {})[kind] = interval(gain[:, r])
         row.setdefault("gain_regions", {})[kind] = [interval(gain[:, r, k]) for k in range(3)]
-        row.setdefault("ceiling", {})[kind] = round(float(ceiling[:, r].mean()), 4)
+        row.setdefault("ceiling", {})[kind] = interval(ceiling[:, r])
     if "case_name" in first:
         row |= named(records)
         row["deviation_auroc"] = mean_lists([record["deviation_auroc"] for record in records])
@@ -117,9 +119,9 @@ def newcomers(records: Sequence[Record]) -> Record:
     """What the annotator who came later gains, by number of cases."""
     found: Record = {}
     for count, scores in records[0]["newcomer"].items():
-        values = {name: np.mean([r["newcomer"][count][name] for r in records], axis=0) for name in ("dice", "gain")}
-        found[count] = {name: interval(value.mean(1)) for name, value in values.items()}
-        found[count] |= {"added": scores["added"], "ceiling": round(float(np.mean(scores["ceiling"])), 4)}
+        names = ("dice", "gain", "ceiling")
+        values = {name: np.array([r["newcomer"][count][name] for r in records], np.float64) for name in names}
+        found[count] = {name: interval(value.mean(0)) for name, value in values.items()} | {"added": scores["added"]}
     return found
 
 
@@ -170,10 +172,10 @@ def markdown(record: Record) -> str:
 
 
 READING = [
-    "Dice is the mean of WT, TC and ET with a 95 % bootstrap interval over test cases, seeds averaged first; two empty "
-    "masks agree. Consensus is scored against the hidden truth, own versions against what each annotator drew. PG is "
-    "what an annotator's own version gains over the consensus. GED2 (V-statistic) of the versions and the masks. Time "
-    "of a step on a machine that was shared: compare with care.",
+    "Dice is the mean of WT, TC and ET with a 95 % bootstrap interval over test cases, seeds averaged first; regions that "
+    "a mask does not show count for nothing. Consensus is scored against the hidden truth, own versions against what each "
+    "annotator drew. PG is what an annotator's own version gains over the consensus. GED2 (V-statistic) of the versions "
+    "and the masks. Time of a step on a machine that was shared: compare with care.",
 ]
 
 

@@ -179,7 +179,7 @@ def target_of(record: dict[str, Any]) -> float:
     named = record["config"]["arm"] not in ("vote", "staple", "em", "ssn")
     if record["config"]["arm"] == "ssn":
         return -float(np.mean(record["ged"]))
-    return float(np.mean(record["dice" if named else "consensus"]))
+    return float(np.nanmean(np.array(record["dice" if named else "consensus"], float)))
 
 
 def rates_of(out: Path, arms: list[str]) -> dict[str, Any]:
