@@ -53,10 +53,17 @@ def bars_of(groups: Mapping[Any, Any], rows: Mapping[Any, Any], cost: Any) -> li
     for level in sorted({key[0] for key in rows}):
         compared(groups, level, add)
     add("case-id", f"{ours['case_id']:.3f}", ">= 0.95", ours["case_id"] >= 0.95)
-    region, chance = ours.get("region_id", 0.0), ours.get("region_chance", 1.0)
+    alike = ours.get("case_id_alike")
+    add("- expert and misser, who draw the same here, taken as one", f"{alike:.3f}", "", None)
+    region, chance = ours.get("region_id", 0.0), 1 / len(ours["kinds"])
     add("region-id", f"{region:.3f}", ">= 0.6", region >= 0.6)
-    add("- or one who drew the same there", f"{ours.get('region_id_or_same', 0.0):.3f}", "", None)
     add("region-id over chance", f"{region / chance:.2f} x {chance:.3f}", ">= 2", region >= 2 * chance)
+    same = f"{ours.get('region_id_or_same', 0.0):.3f}, chance {ours.get('region_chance', 0.0):.3f}"
+    add("- or one who drew the same there", same, "", None)
+    for name in ("set_accuracy", "set_accuracy_random"):
+        value, what = ours[name], ", random prototypes" if name.endswith("random") else ""
+        add(f"- voxel by voxel, as a set{what}", f"{value['accuracy']:.3f}, {value['lift']:.2f} x chance", "", None)
+    offsets(ours, add)
     if cost:
         for name in ("ours, stride 1", "ours, stride 2"):
             row = cost["rows"][name]
@@ -78,13 +85,23 @@ def compared(groups: Mapping[Any, Any], level: str, add: Any) -> None:
         add(f"{level}: consensus minus vote + net", text(value), ">= 0" if level == "L1" else "", met(value, level, 0))
     if ours and heads:
         value = difference(ours, heads, "dice")
-        close = abs(value[0]) <= 0.005 if level == "L1" else None
-        add(f"{level}: own versions minus plain heads", text(value), "+- 0.005" if level == "L1" else "", close)
+        bar = ">= -0.005" if level == "L1" else ""
+        add(f"{level}: own versions minus plain heads", text(value), bar, met(value, level, -0.005))
 
 
 def met(value: Sequence[float], level: str, least: float) -> bool | None:
     """Whether a bar is met; bars are those of L1."""
     return value[0] >= least if level == "L1" else None
+
+
+def offsets(ours: Mapping[str, Any], add: Any) -> None:
+    """Recovery of the habits that are a shift of the contour, against the expert's."""
+    found, expert = ours["tendency"], ours["kinds"].index("expert")
+    for kind in ("over", "under"):
+        r = ours["kinds"].index(kind)
+        moved = {name: found[f"{name}_mm"][r] - found[f"{name}_mm"][expert] for name in ("predicted", "drawn", "true")}
+        text_ = ", ".join(f"{name} {value:+.2f} mm" for name, value in moved.items())
+        add(f"- shift of the contour of {kind} against the expert's", text_, "", None)
 
 
 def difference(a: Sequence[Any], b: Sequence[Any], score: str) -> list[float]:
@@ -101,8 +118,8 @@ def controls(rows: Mapping[Any, Any], ours: Mapping[str, Any], add: Any) -> None
     row = rows.get(("L1", "ours", "permuted"))
     if row:
         for kind in HABITS:
-            low, high = row["gain"][kind][1:]
-            add(f"permuted names: PG of {kind}", text(row["gain"][kind]), "0 in the interval", low <= 0 <= high)
+            value = row["gain"][kind]
+            add(f"permuted names: PG of {kind}", text(value), "+- 0.01", abs(value[0]) <= 0.01)
     row = rows.get(("L1", "ours", "duplicate"))
     if row:
         r, s = row["kinds"].index("over"), row["kinds"].index("duplicate")

@@ -66,7 +66,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "slots1": {"slots": 1},
     "slots8": {"slots": 8},
     "stride2": {"stride": 2},
-    "steps3": {"steps": 3 * DEFAULTS["steps"]},
+    "longer": {"start_steps": 3 * DEFAULTS["start_steps"], "steps": 3 * DEFAULTS["steps"]},
 }
 REAL = ("ours", "vote", "heads")
 
@@ -117,7 +117,7 @@ def start_of(config: dict[str, Any]) -> str:
     """File of the network at which all arms begin that see the same masks with the same seed."""
     control = config.get("control") if config.get("control") in ("blank", "duplicate") else None
     seen = [config["level"], config.get("fold"), config.get("observed"), control, config.get("tuning")]
-    seen += ["newcomer" if "newcomer" in config else None, config["seed"]]
+    seen += ["newcomer" if "newcomer" in config else None, config.get("start_steps"), config["seed"]]
     return f"start_{'_'.join(str(value) for value in seen)}.pt"
 
 
