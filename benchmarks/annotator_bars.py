@@ -73,7 +73,7 @@ def bars_of(groups: Mapping[Any, Any], rows: Mapping[Any, Any], cost: Any) -> li
             inference = row["time_of_inference_over_one"]
             add(f"- time of a forward pass, {name}", f"{100 * inference:.0f} %", "", None)
     controls(rows, ours, add)
-    sparse(rows, add)
+    sparse(groups, rows, add)
     return found
 
 
@@ -152,17 +152,21 @@ def controls(rows: Mapping[Any, Any], ours: Mapping[str, Any], add: Any) -> None
         )
 
 
-def sparse(rows: Mapping[Any, Any], add: Any) -> None:
+def sparse(groups: Mapping[Any, Any], rows: Mapping[Any, Any], add: Any) -> None:
     """Relative drop of the own versions from dense to few masks per case."""
     for arm in ("ours", "heads", "cm_corrected"):
-        dense = rows.get(("L1", arm, ""))
-        for observed in (3, 1):
-            row = rows.get(("L1", arm, f"{observed}of6"))
+        dense = groups.get(("L1", arm, ""))
+        for observed in ("3of6", "1of6", "1of6_em"):
+            row = rows.get(("L1", arm, observed))
             if dense and row:
-                own, all_ = row["own"][0], dense["own"][0]
+                minus = difference(groups["L1", arm, observed], dense, "dice")[0]
+                own = row["own"][0]
+                all_ = own - minus  # of the same seeds
                 gains = ", ".join(f"{kind} {row['gain'][kind][0]:+.3f}" for kind in ("over", "under", "confuser"))
                 value = f"{own:.3f} after {all_:.3f}, {100 * (own / all_ - 1):+.1f} %; PG {gains}"
-                add(f"{observed} of 6 masks per case, {arm}: own versions", value, "", None)
+                kept = row["why"].get("prototypes") if "why" in row else None
+                value += "" if kept is None else f"; {kept:.0f} prototypes"
+                add(f"{observed.replace('of6', ' of 6 masks per case').replace('_em', ', EM')}, {arm}", value, "", None)
     for arm in ("ours", "heads"):
         row = rows.get(("L5", arm, ""))
         for count, scores in (row or {}).get("newcomer", {}).items():
@@ -172,4 +176,4 @@ def sparse(rows: Mapping[Any, Any], add: Any) -> None:
 
 def text(value: Sequence[float]) -> str:
     """An interval."""
-    return f"{value[0]:+.3f} [{value[1]:+.3f}, {value[2]:+.3f}]"
+    return f"{value[0]:+.4f} [{value[1]:+.4f}, {value[2]:+.4f}]"

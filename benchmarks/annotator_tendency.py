@@ -66,7 +66,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "slots1": {"slots": 1},
     "slots8": {"slots": 8},
     "stride2": {"stride": 2},
-    "longer": {"start_steps": 3 * DEFAULTS["start_steps"], "steps": 3 * DEFAULTS["steps"]},
+    "1of6_em": {"observed": 1, "estimate": "em"},
+    "longer": {"steps": 3 * DEFAULTS["steps"]},
 }
 REAL = ("ours", "vote", "heads")
 
@@ -91,7 +92,7 @@ def comparison(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 yield {"arm": arm, "level": "L5", "seed": seed, "newcomer": [3, 5, 10]}
     if "levels" in groups:
         for seed in seeds:
-            for level in ("L2", "L3", "L4"):
+            for level in ("L3", "L2", "L4"):
                 for arm in ("ours", "heads", "vote"):
                     yield {"arm": arm, "level": level, "seed": seed}
     if "ablations" in groups:
