@@ -105,12 +105,17 @@ def offsets(ours: Mapping[str, Any], add: Any) -> None:
 
 
 def difference(a: Sequence[Any], b: Sequence[Any], score: str) -> list[float]:
-    """Paired difference over cases, over the seeds that both have."""
-    seeds = {r["config"]["seed"] for r in a} & {r["config"]["seed"] for r in b}
-    values = [per_case([r for r in records if r["config"]["seed"] in seeds], score) for records in (a, b)]
+    """Paired difference over cases, over the seeds and folds that both have."""
+    shared = set.intersection(*({part_of(record) for record in records} for records in (a, b)))
+    values = [per_case([r for r in records if part_of(r) in shared], score) for records in (a, b)]
     first, second = (np.nanmean(value.reshape(len(value), -1), axis=1) for value in values)
     found = paired_difference(first, second)
     return [round(v, 4) for v in (found.mean, found.low, found.high)]
+
+
+def part_of(record: Mapping[str, Any]) -> tuple[int, int | None]:
+    """Seed and fold of a run."""
+    return record["config"]["seed"], record["config"].get("fold")
 
 
 def controls(rows: Mapping[Any, Any], ours: Mapping[str, Any], add: Any) -> None:
