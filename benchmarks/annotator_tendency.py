@@ -9,21 +9,23 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Annotators with known habits: a network with kernels per annotator against nine others, controls, sparse masks.
+r"""Annotators with known habits: a network with kernels per annotator against nine others, controls, sparse masks.
 
     monai-rrr phantom work/phantom --cases 48 --seed 6 --spacing 2 --controls 0
     python benchmarks/annotator_tendency.py prepare work/phantom --levels L1 L2 L3 L4 L5 --out work
     python benchmarks/annotator_tendency.py run --data work --out work/runs --jobs 4
-    python benchmarks/annotator_tendency.py cost --result benchmarks/results/annotator_cost.json
-    python benchmarks/annotator_tendency.py table --out work/runs --result benchmarks/results/annotator_tendency.json
+    python benchmarks/annotator_tendency.py cost --size 32 --result benchmarks/results/annotator_cost.json
+    python benchmarks/annotator_tendency.py table --out work/runs work/real \
+        --cost benchmarks/results/annotator_cost.json --result benchmarks/results/annotator_tendency.json
 
 ``prepare`` alone needs images; what it writes is all that ``run`` reads. ``run`` first chooses a learning rate for each
 arm on a quarter of the training cases, by what the arm is for: the consensus of those that have no names, the mean of
 all annotators' own versions of those that have. Then it works through the comparison, the controls and the rest, the
 most telling runs first. Every finished run is one file, which is not made again. Real cases:
 
-    python benchmarks/annotator_tendency.py prepare BRATS --levels L1 --spacing 3 --held-out 0 --name real --out work
-    python benchmarks/annotator_tendency.py run --data work --groups real --rates work/runs --out work/real
+    python benchmarks/annotator_tendency.py prepare BRATS --spacing 3 --size 28 --held-out 0 --name real --out work
+    python benchmarks/annotator_tendency.py run --data work --groups real --rates work/runs --out work/real \
+        --set '{"start_steps": 800, "steps": 240}'
 """
 
 from __future__ import annotations
