@@ -37,11 +37,13 @@ class PrototypeUpdate:
     """Prototypes follow the embeddings of the drawn voxels, become real patches, and stay.
 
     Stage 0 only remembers embeddings; where stage 1 begins, and in each epoch of it, groups without prototypes are
-    started by k-means; in stage 1 the others move after every step; where stage 2 begins, all are pushed to training
-    embeddings and frozen. Tendency prototypes come from voxels where an annotator deviates from the consensus, shared
-    ones from voxels where nobody does: taken from all voxels, those of all annotators would coincide. Nothing moves
-    after a step that was skipped. With several processes, embeddings of all of them are used by all. The state is the
-    network's.
+    started by k-means, and where it begins, the kernels of annotators who do not depart from the consensus yet
+    (``gamma`` 0: no output changes) are put on these prototypes. From random kernels, ``gamma`` is as likely to become
+    negative, and a place that looks like where an annotator draws a class then gets less of it. In stage 1 the others
+    move after every step; where stage 2 begins, all are pushed to training embeddings and frozen. Tendency prototypes
+    come from voxels where an annotator deviates from the consensus, shared ones from voxels where nobody does: taken
+    from all voxels, those of all annotators would coincide. Nothing moves after a step that was skipped. With several
+    processes, embeddings of all of them are used by all. The state is the network's.
 
     Args:
         network: unwrapped.
@@ -53,6 +55,7 @@ class PrototypeUpdate:
         per_group: candidates of a case for the prototypes of one annotator and class.
         seed: of k-means and of the choice of candidates.
         random: put random directions in their place where stage 1 begins, which never move: a control.
+        start_kernels: put kernels on prototypes where stage 1 begins.
 
     Attributes:
         case_ids: of the cases, once they were read, in the order that the sources count.
@@ -68,12 +71,14 @@ class PrototypeUpdate:
         per_group: int = 64,
         seed: int = 0,
         random: bool = False,
+        start_kernels: bool = True,
     ) -> None:
         if not 0 <= min(momentum) <= max(momentum) < 1:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         self.network, self.cases, self.prepare = network, cases, prepare
         self.schedule, self.momentum = schedule or TendencySchedule(), momentum
-        self.per_group, self.seed, self.random = per_group, seed, random
+        self.per_group, self.seed = per_group, seed
+        self.random, self.start_kernels = random, start_kernels
         self.case_ids: list[str] = []
 
     def attach(self, engine: Engine) -> None:
@@ -95,8 +100,18 @@ class PrototypeUpdate:
         if stage == 1 and (before == 0 or epoch_starts):
             for bank in (self.network.shared_bank, self.network.tendency_bank):
                 bank.initialize(self.seed)
+            if before == 0 and self.start_kernels:
+                self._put_kernels_on_prototypes()
         elif stage >= 2 and before < 2:
             self.push(cast(Any, state).device)
+
+    @torch.no_grad()
+    def _put_kernels_on_prototypes(self) -> None:
+        prototypes = self.network.tendency_bank.prototype.unflatten(0, (-1, self.network.num_classes))
+        for kernels, prototype in zip(self.network.tendencies, prototypes, strict=True):
+            weight, gamma = cast("tuple[Tensor, Tensor]", (kernels.weight, kernels.gamma))
+            there = (prototype.square().sum(-1, keepdim=True) > 0) & (gamma == 0)
+            weight.copy_(torch.where(there, prototype.to(weight.dtype), weight))
 
     def __call__(self, engine: Engine) -> None:
         """Remember, and in stage 1 move."""

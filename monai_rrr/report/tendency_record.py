@@ -260,7 +260,7 @@ def _outlined(
     one = departure.label if departure.kind == "class" else None
     masks = [classes > 0 if one is None else classes == one for classes in (own, consensus)]
     words = "all tissue" if one is None else sources.names[one]
-    view = patch_view(image, *masks, voxel, f"{title}\noutlined: {words}", box)
+    view = patch_view(image, masks[0], masks[1], voxel, f"{title}\noutlined: {words}", box)
     # without a word, a missing outline looks like a defect of the picture
     return view if view.own.any() else replace(view, title=f"{view.title}; none by the annotator here")
 

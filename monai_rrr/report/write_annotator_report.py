@@ -167,9 +167,9 @@ def _numbers(run: AnnotatorRun) -> dict[str, Any]:
     dice: dict[str, dict[str, list[float]]] = {region: {} for region in REGIONS}
     for region in REGIONS:
         for name in run.annotators:
-            own, gain = (run.values(score, name, region) for score in ("dice", "gain"))
-            dice[region][f"{name}, own version"] = own
-            dice[region][f"{name}, consensus"] = [a - b for a, b in zip(own, gain, strict=True)]
+            drawn, gain = (run.values(score, name, region) for score in ("dice", "gain"))
+            dice[region][f"{name}, own version"] = drawn
+            dice[region][f"{name}, consensus"] = [a - b for a, b in zip(drawn, gain, strict=True)]
     gains = [found.mean for name in run.annotators if (found := run.mean("gain", name, "WT")) is not None]
     with style():
         picture = data_uri(scores_figure(dice))

@@ -222,6 +222,29 @@ def test_prototypes_of_an_annotator_who_came_later(trained: Training) -> None:
         assert consensus == 1
 
 
+@pytest.mark.parametrize("start", [True, False])
+def test_kernels_start_at_their_prototypes_and_change_no_output(start: bool) -> None:
+    training, seen = Training(epochs=10), {}
+    network, training.bank.start_kernels = training.network, start
+    image = case(300)["image"][None]
+
+    @torch.no_grad()
+    def look(engine: Any, name: str) -> None:
+        kernels = torch.stack([one.kernels() for one in network.tendencies])
+        prototypes = network.tendency_bank.prototype.unflatten(0, (2, C))
+        cosine = (kernels * prototypes).sum(-1)[prototypes.square().sum(-1) > 0]
+        seen[name] = (cosine, network.eval()(image)[1])
+
+    training.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=4), look, "before")
+    training.trainer.add_event_handler(Events.ITERATION_STARTED(once=5), look, "after")
+    training.trainer.add_event_handler(Events.ITERATION_STARTED(once=5), training.trainer.terminate)
+    training.trainer.run()
+    assert not len(seen["before"][0])  # stage 0: no prototype is there
+    assert len(seen["after"][0]) >= 4
+    assert bool((seen["after"][0] > 0.999).all()) == start
+    assert torch.equal(seen["before"][1], seen["after"][1])
+
+
 def test_stages_move_only_what_they_train() -> None:
     training = Training(epochs=10)
     network, seen = training.network, {}

@@ -190,7 +190,7 @@ def test_v2_a_client_names_no_path(tmp_path: Path) -> None:
 
 
 def test_answers_hold_no_path() -> None:
-    status, answer = answer_of(RRRError("case-unknown", "expected a case", field="image", path="/home/somebody"))
+    status, answer = answer_of(RRRError("case-unknown", "expected a case", field="image", path="/data/somebody"))
     assert status == 404
     assert "somebody" not in json.dumps(answer)
 
