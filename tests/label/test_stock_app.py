@@ -62,8 +62,8 @@ def app(label_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         network = parser.get_parsed_content("network_def")
         state = network.state_dict()
-        if "operating_point" in state:  # a mask in some places, not in all
-            state["operating_point"][:] = torch.tensor([0.5, 0.0])
+        if "operating_point" in state:  # any evidence is tumor; by the thresholds of a new network none is
+            state["operating_point"][:] = 0
         write_tensors(folder / "models" / "model.pt", state)
     return home / "monaibundle"
 
@@ -142,7 +142,7 @@ def test_inference(server: Any, data: Path, name: str) -> None:
 
 
 def test_thresholds_come_with_the_weights(server: Any) -> None:
-    """The app reads weights into a copy of the network; the threshold of 0.5 is found all the same."""
+    """The app reads weights into a copy of the network; the thresholds among them are found all the same."""
     assert len(np.unique(voxels(server, GUIDED, f"{CASE}_flair").get_fdata())) > 1
 
 
