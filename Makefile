@@ -12,6 +12,9 @@ SHELL = /bin/sh
 VENV ?= .venv
 DATA ?=
 COVERAGE ?=
+# processes; the tests of a file stay together, as they share what was trained for them
+WORKERS ?= 2
+PARALLEL = -n $(WORKERS) --dist loadfile
 COVER = $(if $(COVERAGE),--cov --cov-report=)
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
@@ -55,10 +58,10 @@ test-label: $(INSTALLED) $(LABEL_INSTALLED)
 	MONAI_RRR_LABEL_PYTHON="$(CURDIR)/$(LABEL_BIN)/python" "$(BIN)/python" -m pytest -m "slow or not slow" tests/label --durations=10
 
 test: $(INSTALLED)
-	"$(BIN)/python" -m pytest $(COVER)
+	"$(BIN)/python" -m pytest $(PARALLEL) $(COVER)
 
 test-slow: $(INSTALLED)
-	"$(BIN)/python" -m pytest -m "slow and not gpu" --ignore tests/label --durations=25
+	"$(BIN)/python" -m pytest $(PARALLEL) -m "slow and not gpu" --ignore tests/label --durations=25
 
 coverage: $(INSTALLED)
 	"$(BIN)/coverage" json -q -o coverage.json
