@@ -179,7 +179,11 @@ MATRIX = [
 ]
 
 
-@pytest.mark.parametrize("attribute", [InputTimesGradient(), InputTimesGradient("none"), GuidedBackprop()], ids=repr)
+@pytest.mark.parametrize(
+    "attribute",
+    [InputTimesGradient(), InputTimesGradient("none"), GuidedBackprop()],
+    ids=["input_times_gradient", "input_times_gradient_plain", "guided_backprop"],
+)
 @pytest.mark.parametrize(("build", "size", "idle"), MATRIX)
 def test_r5_networks_of_monai(build: Callable[[], nn.Module], size: tuple[int, ...], idle: str, attribute: Any) -> None:
     network = build()
