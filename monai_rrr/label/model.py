@@ -100,7 +100,8 @@ class BundleModel:
                 that looks at the right evidence little changes.
 
         Raises:
-            CheckpointError: When there are no weights, or not those of the manifest.
+            CheckpointError: When there are no weights.
+            ConfigError: ``bundle-refused``, when the weights are not those of their manifest.
             DataError: When an image can't be read.
             InferenceError: When the result is not finite, or memory is short.
         """

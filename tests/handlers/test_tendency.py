@@ -274,7 +274,6 @@ def test_stages_move_only_what_they_train() -> None:
     assert not training.optimizer._optimizer_step_pre_hooks
 
 
-@pytest.mark.filterwarnings("ignore:.*GradScaler.*")  # 2026-11: MONAI makes a CUDA scaler on CPU, too
 def test_random_prototypes_are_a_control_that_nothing_moves() -> None:
     training = Training(epochs=5, random=True)
     training.trainer.run()
@@ -285,6 +284,7 @@ def test_random_prototypes_are_a_control_that_nothing_moves() -> None:
         assert bool((bank.source == -1).all())
 
 
+@pytest.mark.filterwarnings("ignore:.*GradScaler.*")  # 2026-11: MONAI makes a CUDA scaler on CPU, too
 def test_mixed_precision_trains() -> None:
     training = Training(epochs=3, amp=True)
     training.trainer.run()

@@ -338,7 +338,7 @@ def test_words(departure: Departure, kind: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("posterior", "share", "words"),
     [
-        ((0.6, 0.4), 0.5, "most like the outlines of a (60 %), who tends to draw larger here: draws edema where"),
+        ((0.61, 0.39), 0.5, "most like the outlines of a (61 %), who tends to draw larger here: draws edema where"),
         ((0.59, 0.41), 0.5, "No annotator stands out here; the result is slightly more like a (59 %), who tends to"),
         ((0.9, 0.1), 0.05, "who mostly draws the same as the consensus here and draws edema where"),
     ],

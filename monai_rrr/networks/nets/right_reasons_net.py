@@ -174,6 +174,11 @@ class RightReasonsNet(nn.Module):
         return self.tendency.tendency_bank
 
     @property
+    def tendencies(self) -> nn.ModuleList:
+        """Kernels of each annotator; a part of ``tendency``."""
+        return self.tendency.tendencies
+
+    @property
     def freeze_backbone(self) -> bool:
         """Whether the decoder stays in evaluation while training."""
         return self.tendency.freeze_backbone
