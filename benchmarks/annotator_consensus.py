@@ -15,11 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_rrr.data import BANDS_MM, consensus_em, consensus_staple, soft_vote
+from monai_rrr.transforms import BandedConsensus, StapleConsensus, vote_share
 
 __all__ = ["CONSENSUS", "consensus_of"]
 
@@ -32,14 +31,14 @@ def consensus_of(masks: Tensor, spacing: float, how: str, num_classes: int = 4) 
     Args:
         masks: ``N R D H W``, -1 where missing.
         spacing: mm.
-        how: one of ``CONSENSUS``; votes are soft, STAPLE needs everybody, EM has a confusion matrix per band.
+        how: one of ``CONSENSUS``; votes are soft, STAPLE gives one class, EM has a confusion matrix per band and
+            takes the shares of the classes for a prior.
         num_classes: ``C``.
     """
     if how == "vote":
-        return list(soft_vote(masks, num_classes=num_classes))
-    drawn = [case.numpy() for case in masks]
+        return list(vote_share(masks, num_classes=num_classes))
+    size = (spacing,) * 3
     if how == "staple":
-        label = torch.stack([torch.from_numpy(consensus_staple(case, num_classes)) for case in drawn])
-        return list(F.one_hot(label, num_classes).movedim(-1, 1).float())
-    found = consensus_em(drawn, [(spacing,) * 3] * len(drawn), num_classes=num_classes, bands_mm=BANDS_MM)
-    return [torch.from_numpy(case).float() for case in found.probabilities]
+        found, _ = StapleConsensus(size, num_classes)(list(masks))
+        return [F.one_hot(case.argmax(0), num_classes).movedim(-1, 0).float() for case in found]
+    return BandedConsensus(size, num_classes, shares=True)(list(masks))[0]

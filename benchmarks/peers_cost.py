@@ -36,7 +36,7 @@ import monai
 import torch
 import torch.nn.functional as F
 from cohort import hardware
-from lrp_cost import saved_bytes
+from lrp_cost import held_bytes
 from monai.networks.nets import DenseNet121, resnet18
 from torch import Tensor, nn
 
@@ -142,7 +142,6 @@ def _measured(
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     seconds: dict[str, list[float]] = {variant: [] for variant in made}
     memory: dict[str, float] = {}
-    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
     for number in range(rounds + 2):
         for variant, forward in made.items():
             optimizer.zero_grad(set_to_none=True)
@@ -150,7 +149,7 @@ def _measured(
                 torch.cuda.reset_peak_memory_stats(device)
                 before = torch.cuda.memory_allocated(device)
             elif number == 0:
-                memory[variant] = saved_bytes(forward, parameters)
+                memory[variant] = held_bytes(forward, device)[0]
             begin = _clock(device)
             forward().backward()
             optimizer.step()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_rrr.errors import ConfigError
-from monai_rrr.utils.files import atomic_write
+from monai_rrr.utils.files import atomic_write, whole_folder
 
 __all__ = ["check_extra", "check_host", "prepare", "server_command"]
 
@@ -106,7 +106,9 @@ def prepare(
         copy = work / "bundles" / bundle.name
         if not copy.exists():
             skipped = shutil.ignore_patterns("eval", "resume", ".tmp_*", "__pycache__")
-            shutil.copytree(bundle, copy, ignore=skipped)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with whole_folder(copy) as part:
+                shutil.copytree(bundle, part, ignore=skipped)
         copies.append(str(copy))
     options = {"bundles": copies, "settings": dict(settings), "tags": None if tags is None else str(tags.resolve())}
     atomic_write(work / "label.json", json.dumps(options, indent=1).encode())
