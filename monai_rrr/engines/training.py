@@ -111,7 +111,8 @@ def run(
             trainer.fire_event(Events.COMPLETED)
         else:
             _run(trainer, drive, checkpoint)
-            if state.iteration == before or not (state.iteration >= total or trainer.should_terminate):
+            ended = drive.stopped or state.iteration >= total or trainer.should_terminate
+            if not ended or (state.iteration == before and not drive.stopped):
                 message = f"expected {total} iterations or a handler that ends them, got {state.iteration}"
                 hint = "a handler of EXCEPTION_RAISED hides an error, or ignite did nothing"
                 raise TrainingError("no-progress", message, hint=hint)

@@ -316,6 +316,8 @@ def _worker(rank: int, folder: str) -> None:
         (AnnotatorSegmentation()(trace, batch) + trace.features["signed_distance"].mean()).backward()
     if rank == 0:
         torch.save([p.grad for p in network.parameters()], f"{folder}/grads.pt")
+    # before the group ends: a reducer that is freed last waits for its thread, which may wait for the interpreter
+    del wrapped, trace
     dist.destroy_process_group()
 
 

@@ -363,6 +363,8 @@ def _worker(rank: int, folder: str, find_unused: bool) -> None:
             torch.save([p.grad for p in network.parameters()], f"{folder}/grad{rank}.pt")
         optimizer.step()
     torch.save(network.module.state_dict(), f"{folder}/state{rank}.pt")
+    # before the group ends: a reducer that is freed last waits for its thread, which may wait for the interpreter
+    del network
     dist.destroy_process_group()
 
 

@@ -459,6 +459,29 @@ def test_an_error_that_a_handler_hides_is_no_success(tiny: Any) -> None:
         training.run()
 
 
+def test_t6_a_worker_that_dies_of_the_same_signal_is_no_error(
+    tiny: Any, reference: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a batch is awaited, which is when a signal to the whole group is met most often."""
+    training, taken = tiny.Training(tmp_path), []
+    kind = type(training.trainer.data_loader.dataset)
+    original = kind.__getitem__
+
+    def dies(self: Any, index: Any) -> Any:
+        taken.append(index)
+        if len(taken) == 2 * tiny.SAMPLES - 1:
+            signal.raise_signal(signal.SIGTERM)
+            raise RuntimeError("DataLoader worker (pid(s) 1) exited unexpectedly")
+        return original(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "__getitem__", dies)
+        with pytest.raises(SystemExit, match="143"):
+            training.run()
+    assert not list((tmp_path / "resume").glob("crash_*"))
+    assert tiny.Training(tmp_path, resume=True).run().digest() == reference["digest"]
+
+
 def test_s3_swapped_checkpoints_are_noticed(tiny: Any, tmp_path: Path) -> None:
     training = tiny.Training(tmp_path)
     interrupt(training, 10)
