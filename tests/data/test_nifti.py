@@ -130,7 +130,11 @@ def test_gzip_members_and_padding(tmp_path: Path) -> None:
         ("a.nii", b"\n<html>login</html>", "file-kind.*got a web page"),
         ("a.nii.gz", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git-LFS pointer.*git lfs pull"),
         ("a.nii.gz", make().to_bytes(), "got uncompressed NIfTI.*rename it to .nii"),
-        ("a.nii", gzip.compress(make().to_bytes(), mtime=0), "expected uncompressed NIfTI, got gzip.*rename it to .nii.gz"),
+        (
+            "a.nii",
+            gzip.compress(make().to_bytes(), mtime=0),
+            "expected uncompressed NIfTI, got gzip.*rename it to .nii.gz",
+        ),
         ("a.nii.gz", b"PK\x03\x04" * 100, "expected gzip, got another kind of file"),
         ("a.nii", b"PK\x03\x04" * 100, "header-kind.*expected a NIfTI-1 header of size 348, got"),
         ("a.nii.gz", gzip.compress(b"short", mtime=0), "file-length|gzip-truncated"),
