@@ -33,8 +33,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-import traceback
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from annotator_cost import write_cost
 from annotator_data import Cohort, prepare
 from annotator_table import write_table
 from annotator_train import DEFAULTS, run
+from run_file import make_run
 
 RATES = (3e-3, 1e-2)
 TUNING = {"tuning": True, "start_steps": DEFAULTS["start_steps"] // 2, "steps": DEFAULTS["steps"] // 2}
@@ -146,35 +147,21 @@ def parts(config: dict[str, Any], arguments: argparse.Namespace) -> tuple[Cohort
 def work(task: tuple[dict[str, Any], argparse.Namespace, float]) -> str:
     """Make one run, unless it is there or time is up; a failure is printed and leaves no file."""
     config, arguments, end = task
-    target = arguments.out / f"{name_of(config)}.json"
-    if target.exists():
-        return f"{target.stem}: there"
-    if time.time() > end:
-        return f"{target.stem}: no time left"
-    torch.set_num_threads(arguments.threads)
-    config = {**config, "start": str(arguments.out / start_of(config))}
-    begin = time.perf_counter()
-    try:
+
+    def make() -> dict[str, Any]:
+        torch.set_num_threads(arguments.threads)
         training, test, newcomer = parts(config, arguments)
-        record = run(training, test, config, newcomer)
-    except Exception:
-        return f"{target.stem}: failed\n{traceback.format_exc()}"
-    scratch = target.with_suffix(".tmp")
-    scratch.write_text(json.dumps(record), encoding="utf-8")
-    scratch.rename(target)
-    return f"{target.stem}: {time.perf_counter() - begin:.1f} s, {1000 * record['step_seconds']:.0f} ms per step"
+        return run(training, test, {**config, "start": str(arguments.out / start_of(config))}, newcomer)
+
+    return make_run(arguments.out / f"{name_of(config)}.json", end, make)
 
 
 def work_all(configs: list[dict[str, Any]], arguments: argparse.Namespace, end: float) -> None:
     """Make all runs and say which are done."""
     tasks = [(config, arguments, end) for config in configs]
-    if arguments.jobs > 1:
-        with mp.get_context("spawn").Pool(arguments.jobs) as pool:
-            for count, line in enumerate(pool.imap(work, tasks), start=1):
-                print(f"[{count}/{len(tasks)}] {line}", flush=True)
-        return
-    for count, line in enumerate(map(work, tasks), start=1):
-        print(f"[{count}/{len(tasks)}] {line}", flush=True)
+    with mp.get_context("spawn").Pool(arguments.jobs) if arguments.jobs > 1 else nullcontext() as pool:
+        for count, line in enumerate(map(work, tasks) if pool is None else pool.imap(work, tasks), start=1):
+            print(f"[{count}/{len(tasks)}] {line}", flush=True)
 
 
 def target_of(record: dict[str, Any]) -> float:

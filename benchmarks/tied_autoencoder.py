@@ -31,7 +31,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.multiprocessing as mp
+from run_file import make_run
 from tied_arms import ARMS
 from tied_data import Cohort, prepare
 from tied_table import write_table
@@ -113,22 +113,13 @@ def parts(config: dict[str, Any], arguments: argparse.Namespace) -> tuple[Cohort
 def work(task: tuple[dict[str, Any], argparse.Namespace, float]) -> str:
     """Make one run, unless it is there or time is up; a failure is printed and leaves no file."""
     config, arguments, end = task
-    target = arguments.out / f"{name_of(config)}.json"
-    if target.exists():
-        return f"{target.stem}: there"
-    if time.time() > end:
-        return f"{target.stem}: no time left"
-    torch.set_num_threads(arguments.threads)
-    begin = time.perf_counter()
-    try:
-        record = run(*parts(config, arguments), config)
-    except Exception:
-        return f"{target.stem}: failed\n{traceback.format_exc()}"
-    record["device"] = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "cpu"
-    scratch = target.with_suffix(".tmp")
-    scratch.write_text(json.dumps(record), encoding="utf-8")
-    scratch.rename(target)
-    return f"{target.stem}: {time.perf_counter() - begin:.1f} s, {1000 * record['step_seconds']:.0f} ms per step"
+
+    def make() -> dict[str, Any]:
+        torch.set_num_threads(arguments.threads)
+        device = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "cpu"
+        return {**run(*parts(config, arguments), config), "device": device}
+
+    return make_run(arguments.out / f"{name_of(config)}.json", end, make)
 
 
 def work_all(pool: Any, configs: Iterable[dict[str, Any]], arguments: argparse.Namespace, end: float) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from .document import read_document, walk
 from .folder import content_hash
 from .gate import Refusal, check_bundle, check_content, check_network, pass_gate
+from .process import end_of_log, start_bundle
 
 __all__ = [
     "Refusal",
@@ -23,7 +24,9 @@ __all__ = [
     "check_content",
     "check_network",
     "content_hash",
+    "end_of_log",
     "pass_gate",
     "read_document",
+    "start_bundle",
     "walk",
 ]

@@ -19,9 +19,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -48,7 +45,6 @@ TRAIN = ("train.yaml",)
 EVALUATE = ("train.yaml", "evaluate.yaml")
 
 _POLL = 0.5
-_LAST_LINES = 30
 
 
 class BundleRunError(RuntimeError):
@@ -135,23 +131,14 @@ def run_bundle(
         ConfigError: When the gate refuses the bundle.
         RuntimeError: With the end of the log, when the process fails.
     """
-    from monai_rrr.bundle import pass_gate
+    from monai_rrr.bundle import end_of_log, pass_gate, start_bundle
 
     plain = {key: plain_value(str(value)) for key, value in options.items()}
     pass_gate(bundle, config_files(bundle, configs), plain, base=bundle)
     files = [f"configs/{name}" for name in configs]
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files), "--bundle_root", "."]
-    command += [word for key, value in options.items() for word in (f"--{key}", str(value))]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as file, progress(what) as step:
-        process = subprocess.Popen(
-            command,
-            cwd=bundle,
-            env={**os.environ, "PYTHONSAFEPATH": "1"},  # no module is taken from the bundle's folder
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
+        process = start_bundle(bundle, files, options, file)
         try:
             while process.poll() is None:
                 time.sleep(_POLL)
@@ -163,5 +150,4 @@ def run_bundle(
                 process.terminate()
                 process.wait(timeout=30)
     if process.returncode:
-        last = log.read_text("utf-8", errors="replace").splitlines()[-_LAST_LINES:]
-        raise BundleRunError(f"{what} ended with code {process.returncode}; the end of {log}:\n" + "\n".join(last))
+        raise BundleRunError(f"{what} ended with code {process.returncode}; {end_of_log(log)}")

@@ -43,10 +43,11 @@ def permute_annotators(cases: Sequence[Case], seed: int = 0) -> list[Case]:
     """
     ids = [str(case["case_id"]) for case in cases]
     order = sorted(ids, key=lambda case_id: (case_draw(case_id, seed), case_id))
+    place_of = {case_id: place for place, case_id in enumerate(order)}
     out = []
     for case_id, case in zip(ids, cases, strict=True):
         names = drawn_by(case)
-        shift = order.index(case_id) % max(len(names), 1)
+        shift = place_of[case_id] % max(len(names), 1)
         moved = {name: case["annotations"][names[(place + shift) % len(names)]] for place, name in enumerate(names)}
         out.append({**case, "annotations": {**(case.get("annotations") or {}), **moved}})
     return out

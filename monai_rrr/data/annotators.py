@@ -38,11 +38,11 @@ from monai_rrr.data.annotator_team import (
     make_team,
     plan_cases,
 )
-from monai_rrr.data.class_map import from_classes, to_classes
 from monai_rrr.data.datalist import duplicate_cases
 from monai_rrr.data.geometry import MAX_DISPLACEMENT, corner_displacement
 from monai_rrr.data.nifti import NiftiVolume, locate, read_verified
 from monai_rrr.errors import DataError, DatasetError
+from monai_rrr.utils.class_map import from_classes, to_classes
 from monai_rrr.utils.conventions import LabelConvention, get_convention, round_labels
 from monai_rrr.utils.files import atomic_write, safe_name, whole_folder
 from monai_rrr.utils.nifti_file import header_geometry, nifti_bytes

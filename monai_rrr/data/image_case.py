@@ -22,6 +22,7 @@ from monai.transforms import Transform
 from monai_rrr.data.datalist import Case
 from monai_rrr.data.discovery import EXPECTED_NAMES, find_cases, match_name
 from monai_rrr.data.nifti import locate, read_nifti
+from monai_rrr.data.stamp import FileStamp
 from monai_rrr.errors import DataError
 from monai_rrr.utils.enums import MODALITIES
 from monai_rrr.utils.weights import load_weights
@@ -110,16 +111,23 @@ class CaseOfImaged(Transform):
     ) -> None:
         self.modalities, self.network, self.require_manifest = tuple(modalities), network, require_manifest
         self.load_path = None if load_path is None else Path(load_path)
+        self._stamp: FileStamp | None = None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a case."""
         if "case_id" in data and "modalities" in data:
             return dict(data)
         if self.network is not None and self.load_path is not None:
-            load_weights(self.network, self.load_path, self.require_manifest)
+            self._read_weights(self.network, self.load_path)
         rest = {key: value for key, value in data.items() if key != "image"}
         found: dict[Any, Any] = image_case(data["image"], self.modalities)
         return {**found, REQUEST: rest}
+
+    def _read_weights(self, network: Any, path: Path) -> None:
+        stamp = FileStamp.of(str(path)) if path.is_file() else None
+        if stamp is None or stamp != self._stamp:
+            load_weights(network, path, self.require_manifest)
+            self._stamp = stamp
 
 
 def _listed(paths: Sequence[Path], modalities: Sequence[str]) -> Case:

@@ -22,9 +22,9 @@ from monai.data import MetaTensor
 from monai.transforms import SpatialResample, Transform
 from torch import Tensor
 
-from monai_rrr.data.class_map import UNKNOWN, to_classes
 from monai_rrr.data.nifti import locate, read_verified
 from monai_rrr.errors import DataError
+from monai_rrr.utils.class_map import UNKNOWN, to_classes
 from monai_rrr.utils.conventions import LabelConvention, get_convention, round_labels
 from monai_rrr.utils.enums import REGIONS
 

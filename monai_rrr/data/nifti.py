@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,16 @@ from monai_rrr.data.decode import decode, read_bytes
 from monai_rrr.data.geometry import checked_affine
 from monai_rrr.errors import DataError
 
-__all__ = ["MAX_BYTES", "NiftiVolume", "check_sha256", "locate", "read_nifti", "read_verified", "select_volume"]
+__all__ = [
+    "MAX_BYTES",
+    "NiftiVolume",
+    "check_sha256",
+    "locate",
+    "read_images",
+    "read_nifti",
+    "read_verified",
+    "select_volume",
+]
 
 HEADER_SIZE = 348
 FIRST_OFFSET = 352
@@ -97,6 +107,15 @@ def read_verified(
         return select_volume(replace(image, affine=checked_affine(image.header)), volume)
     except DataError as error:
         raise locate(error, case_id, field, path) from error.__cause__
+
+
+def read_images(case: Mapping[str, Any]) -> dict[str, NiftiVolume]:
+    """Read the images of a case, modality -> image, see :func:`read_verified`."""
+    case_id, volumes = str(case["case_id"]), case.get("volumes") or {}
+    return {
+        name: read_verified(path, volumes.get(name), case_id=case_id, field=name)
+        for name, path in case["modalities"].items()
+    }
 
 
 def read_nifti(path: str | Path, *, max_bytes: int = MAX_BYTES) -> NiftiVolume:

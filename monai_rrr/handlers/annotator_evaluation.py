@@ -13,9 +13,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Mapping, Sequence
 from math import ceil, isnan, nan
 from pathlib import Path
@@ -28,6 +25,7 @@ from monai.metrics import CalibrationErrorMetric
 from torch import Tensor
 
 from monai_rrr.data.load_annotations import LoadAnnotationsd
+from monai_rrr.handlers.score_table import write_score_table
 from monai_rrr.metrics.annotator_scores import AnnotatorScores, class_regions
 from monai_rrr.metrics.disagreement import generalized_energy_distance, threshold_dice
 from monai_rrr.metrics.lesion_recall import found_lesions
@@ -36,7 +34,6 @@ from monai_rrr.transforms.drawn_place import drawn_place
 from monai_rrr.transforms.source_grid import to_source_grid
 from monai_rrr.utils.conventions import LabelConvention
 from monai_rrr.utils.enums import REGIONS
-from monai_rrr.utils.files import atomic_write
 from monai_rrr.utils.provenance import Provenance
 
 __all__ = ["AnnotatorEvaluation", "annotator_regions"]
@@ -156,15 +153,7 @@ class AnnotatorEvaluation:
         """Write the table."""
         if not self.rows:
             return
-        table = io.StringIO()
-        writer = csv.DictWriter(table, COLUMNS, restval="")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        digest = atomic_write(self.path, table.getvalue().encode())
-        record = self.provenance.record({}, {self.path.name: digest})
-        side_car = self.path.with_name(f"{self.path.stem}_provenance.json")
-        atomic_write(side_car, json.dumps(record, indent=2).encode() + b"\n")
+        write_score_table(self.path, COLUMNS, self.rows, self.provenance, {})
 
     def _rows(self, case_id: str, name: str, columns: Mapping[str, Sequence[float]]) -> None:
         for index, region in enumerate(REGIONS):

@@ -13,9 +13,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -27,8 +24,9 @@ from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from monai_rrr.data.nifti import read_verified
+from monai_rrr.data.nifti import read_images, read_verified
 from monai_rrr.errors import DataError
+from monai_rrr.handlers.score_table import write_score_table
 from monai_rrr.metrics.baseline import empty_mask, flair_otsu
 from monai_rrr.metrics.calibration import oracle_threshold
 from monai_rrr.metrics.segmentation import SCORES, region_scores
@@ -36,7 +34,6 @@ from monai_rrr.metrics.threshold import OperatingPoint, apply_threshold, label_f
 from monai_rrr.transforms.regions import to_regions
 from monai_rrr.utils.checks import check_heatmaps
 from monai_rrr.utils.enums import REGIONS
-from monai_rrr.utils.files import atomic_write
 from monai_rrr.utils.provenance import Provenance
 
 __all__ = ["HeatmapEvaluation"]
@@ -150,15 +147,7 @@ class HeatmapEvaluation:
             )
         for case in self._kept:
             self._score(case, "oracle", points, case.heatmap)
-        table = io.StringIO()
-        writer = csv.DictWriter(table, COLUMNS, restval="")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        digest = atomic_write(self.path, table.getvalue().encode())
-        record = self.provenance.record(self._masks, {self.path.name: digest})
-        side_car = self.path.with_name(f"{self.path.stem}_provenance.json")
-        atomic_write(side_car, json.dumps(record, indent=2).encode() + b"\n")
+        write_score_table(self.path, COLUMNS, self.rows, self.provenance, self._masks)
 
     def _load(self, case_id: str, fused: NDArray[np.float32], affine: NDArray[np.float64]) -> _Case:
         entry = self.cases[case_id]
@@ -167,11 +156,7 @@ class HeatmapEvaluation:
         label = read_verified(entry["label"], case_id=case_id, field="label").canonical()
         self._masks[f"{case_id} label"] = label.sha256
         truth = np.asarray(to_regions(np.ascontiguousarray(label.array), self.convention)).astype(bool)
-        volumes = entry.get("volumes", {})
-        images = {
-            name: read_verified(path, volumes.get(name), case_id=case_id, field=name).canonical().array
-            for name, path in entry["modalities"].items()
-        }
+        images = {name: image.canonical().array for name, image in read_images(entry).items()}
         brain = np.any([image != 0 for image in images.values()], axis=0)
         turn = nib.orientations.io_orientation(affine)
         heatmap = np.stack([nib.orientations.apply_orientation(one, turn) for one in fused])

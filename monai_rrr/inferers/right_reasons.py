@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from monai_rrr.attribution.pooling import modality_shares
 from monai_rrr.attribution.trace import record
+from monai_rrr.inferers.modality_maps import modality_maps
 from monai_rrr.inferers.stitch import SlabStitcher, slab_inputs
 from monai_rrr.utils.checks import check_heatmaps
 
@@ -101,15 +101,9 @@ class RightReasonsInferer(Inferer):
     def _maps(self, image: Tensor, network: nn.Module, available: Tensor) -> Tensor:
         layers = ("cam.class_maps", "cam.reliability", "class_scores", "consensus", "annotator_logits")
         found = record(network, image, layers, present=available).features
-        raw, logits = found["cam.class_maps"].float(), found["class_scores"].float()
-        sound = torch.isfinite(logits).flatten(1).all(1).view(-1, 1, 1, 1, 1, 1) & torch.isfinite(raw)
-        # a sigmoid would hide infinite ones
-        maps = torch.where(sound, torch.sigmoid(raw), torch.nan) * available[:, :, None, None, None, None]
+        logits = found["class_scores"].float()
         share = modality_shares(found["cam.reliability"].float(), available)
-        fused = (maps * share[:, :, :, None, None, None]).sum(1, keepdim=True)
-        every = torch.cat([fused, maps], 1).flatten(1, 2)
-        if every.shape[2:] != image.shape[2:]:
-            every = F.interpolate(every, size=image.shape[2:], mode="trilinear", align_corners=False)
+        every = modality_maps(found["cam.class_maps"].float(), logits, share, available, image.shape[2:])
         scores = (logits.sigmoid() * share).sum(1)[:, :, None, None, None].expand(-1, -1, *image.shape[2:])
         drawn = torch.cat([found["consensus"][:, None], found["annotator_logits"]], 1).float().softmax(2)
         return torch.cat([scores, every, drawn.flatten(1, 2)], 1)

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from monai_rrr.attribution.classmap import ClassMap
 from monai_rrr.attribution.pooling import modality_shares
 from monai_rrr.attribution.trace import record
+from monai_rrr.inferers.modality_maps import modality_maps
 from monai_rrr.inferers.stitch import SlabStitcher, slab_inputs
 from monai_rrr.utils.checks import check_heatmaps
 from monai_rrr.utils.enums import MODALITIES
@@ -96,12 +96,5 @@ class SlabHeatmapInferer(Inferer):
 
     def _maps(self, image: Tensor, network: nn.Module, available: Tensor) -> Tensor:
         trace = record(network, image, (*self.attribute.layers, self.reliability), present=available)
-        raw = self.attribute(trace).float()
-        sound = torch.isfinite(trace.logits).flatten(1).all(1).view(-1, 1, 1, 1, 1, 1) & torch.isfinite(raw)
-        maps = torch.where(sound, torch.sigmoid(raw), torch.nan) * available[:, :, None, None, None, None]
         share = modality_shares(trace.features[self.reliability].float(), available)
-        fused = (maps * share[:, :, :, None, None, None]).sum(1, keepdim=True)
-        every = torch.cat([fused, maps], 1).flatten(1, 2)
-        if every.shape[2:] != image.shape[2:]:
-            every = F.interpolate(every, size=image.shape[2:], mode="trilinear", align_corners=False)
-        return every
+        return modality_maps(self.attribute(trace).float(), trace.logits, share, available, image.shape[2:])

@@ -31,10 +31,8 @@ __all__ = ["SlabStitcher", "slab_inputs"]
 class SlabStitcher:
     """Call a network slab by slab, and put what it shows together.
 
-    Slabs keep the full in-plane extent and overlap along the last axis; they are blended by a Gaussian
-    (MONAI's ``SlidingWindowInferer``). With ``flips`` the maps of mirrored slabs are mirrored back and averaged. The
-    network is put into evaluation mode for the call, and each of its modules back into the mode it was in; threads that
-    share a network take turns. When memory is short, the call is tried once more, slab by slab.
+    How it treats slabs, mirroring, the mode of the network and shortage of memory is told by
+    :class:`~monai_rrr.inferers.SlabHeatmapInferer`.
 
     Args:
         depth: slices of a slab.

@@ -14,18 +14,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from monai_rrr.data.datalist import Case
 from monai_rrr.data.image_case import image_case
 from monai_rrr.errors import DataError
 from monai_rrr.label.store import CaseStore
 
-__all__ = ["CASE", "Cases"]
+__all__ = ["CASE", "Cases", "images_of"]
 
 CASE = "case"
 """Key of a request under which the server puts the case; what a client puts there is overwritten."""
+
+
+def images_of(case: Mapping[str, Any]) -> Case:
+    """Return the case without anything that says what is in its images."""
+    return {key: case[key] for key in ("case_id", "modalities", "volumes") if key in case}
 
 
 class Cases:

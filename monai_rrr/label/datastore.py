@@ -184,9 +184,8 @@ class StudyDatastore(DICOMWebDatastore):  # type: ignore[misc]
         Raises:
             DataError: ``case-unknown``; as :func:`~monai_rrr.label.dicom.study_case`.
         """
-        if not series or not set(series) <= set("0123456789."):
-            raise DataError("case-unknown", f"expected the id of a series, got {series[:80]!r}", field="image")
-        found = self._client.search_for_series(search_filters={"SeriesInstanceUID": series})
+        named = series and set(series) <= set("0123456789.")
+        found = self._client.search_for_series(search_filters={"SeriesInstanceUID": series}) if named else []
         if not found:
             raise DataError("case-unknown", f"expected the id of a series, got {series[:80]!r}", field="image")
         return self._study(first_value(found[0], STUDY))

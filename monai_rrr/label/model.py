@@ -29,6 +29,7 @@ from torch import Tensor
 from monai_rrr.bundle import pass_gate
 from monai_rrr.data.stamp import FileStamp
 from monai_rrr.errors import CheckpointError, ConfigError
+from monai_rrr.label.cases import images_of
 from monai_rrr.label.prediction import Prediction
 from monai_rrr.label.tendency import tendency_details
 from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
@@ -36,7 +37,8 @@ from monai_rrr.report.save_tendency import SaveTendencyd
 from monai_rrr.transforms.annotator_output import SaveAnnotatorMasksd
 from monai_rrr.transforms.answer import AnswerLabeld
 from monai_rrr.transforms.heatmap_output import SaveHeatmapsd
-from monai_rrr.transforms.regions import to_regions
+from monai_rrr.utils.class_map import to_classes
+from monai_rrr.utils.conventions import get_convention
 from monai_rrr.utils.enums import MODALITIES, REGIONS
 from monai_rrr.utils.manifest import manifest_path, read_manifest
 from monai_rrr.utils.nifti_file import affine_geometry
@@ -108,8 +110,7 @@ class BundleModel:
         with self._turn, torch.no_grad():
             network = self._network()
             device = next(network.parameters()).device
-            seen = {key: case[key] for key in ("case_id", "modalities", "volumes") if key in case}
-            data = dict(self._content("preprocessing")(seen))
+            data = dict(self._content("preprocessing")(images_of(case)))
             image = torch.as_tensor(data["image"])[None].to(device)
             # canonical axes: the first runs from left to right
             image = image.flip(2) if mirror else image
@@ -161,7 +162,8 @@ class BundleModel:
         header = data.get("source_header")
         annotators: dict[str, NDArray[np.uint8]] = {}
         if "label_map" in data:
-            label = _classes(torch.as_tensor(data["label_map"])[0], self._parser.get("label_convention"))
+            convention = get_convention(self._parser.get("label_convention"))
+            label = to_classes(np.asarray(torch.as_tensor(data["label_map"])[0]), convention).astype(np.uint8)
             maps = {**_heatmaps(data), **maps}
         if self.annotators:
             versions = np.asarray(torch.as_tensor(data["pred"]), dtype=np.uint8)
@@ -179,11 +181,6 @@ def _first(found: Any, mirror: bool) -> Any:
         return {key: _first(value, mirror and value.ndim > 2) for key, value in found.items()}
     one: Tensor = found[0]
     return one.flip(one.ndim - 3) if mirror else one
-
-
-def _classes(label: Tensor, convention: str) -> NDArray[np.uint8]:
-    whole, core, enhancing = to_regions(label, convention).int()
-    return np.asarray(2 * whole - core + 2 * enhancing, dtype=np.uint8)
 
 
 def _heatmaps(data: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:

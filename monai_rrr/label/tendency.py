@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_rrr.attribution.tendency_region import annotator_posterior
-from monai_rrr.data.class_map import CLASSES
 from monai_rrr.inferers.tendency import RegionTendency, TendencyMaps, explain_regions, tendency_maps
 from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
 from monai_rrr.report.tendency_case import explain_why
 from monai_rrr.report.tendency_record import NOTE
 from monai_rrr.transforms.source_grid import to_source_grid
+from monai_rrr.utils.class_map import CLASSES
 
 __all__ = ["tendency_details"]
 

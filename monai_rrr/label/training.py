@@ -14,20 +14,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 
-from monai_rrr.bundle import pass_gate
+from monai_rrr.bundle import end_of_log, pass_gate, start_bundle
 from monai_rrr.data.datalist import Case
 from monai_rrr.data.tags import Tags, derive_tags, write_tags
 from monai_rrr.errors import ConfigError, DataError
+from monai_rrr.label.cases import images_of
 from monai_rrr.label.evidence import write_evidence
 from monai_rrr.label.model import TRAINED_WITH, BundleModel
 from monai_rrr.label.request import TrainRequest
@@ -40,7 +38,6 @@ __all__ = ["train_bundle"]
 CONVENTION = "brats2023"  # of every label that is handed in
 LEAST_CASES = 3
 ANY_TAG = 1_000_000  # slices: an evidence mask is no outline of the tumor
-_LAST_LINES = 30
 
 
 def train_bundle(
@@ -104,7 +101,7 @@ def train_bundle(
 def _annotated(store: CaseStore, work: Path, request: TrainRequest) -> tuple[dict[str, Any], dict[str, Any]]:
     entries: dict[str, dict[str, Any]] = {}
     for one in store.submissions(FINAL):
-        entry = entries.setdefault(one.case_id, {**_plain(store.case(one.case_id)), "annotations": {}})
+        entry = entries.setdefault(one.case_id, {**images_of(store.case(one.case_id)), "annotations": {}})
         entry["annotations"][one.annotator] = str(one.path)
     _enough(len(entries))
     names = sorted({name for entry in entries.values() for name in entry["annotations"]})
@@ -126,12 +123,12 @@ def _guided(
     for case_id in sorted(store.cases):
         final, evidence = store.newest(case_id, FINAL), store.newest(case_id, EVIDENCE)
         if final is not None:
-            drawn.append({**_plain(store.case(case_id)), "label": str(final.path)})
+            drawn.append({**images_of(store.case(case_id)), "label": str(final.path)})
         elif case_id in given:
             tags[case_id] = given[case_id]
         else:
             continue
-        entry = _plain(store.case(case_id))
+        entry = images_of(store.case(case_id))
         if evidence is not None and "guidance" in plain:
             target = work / "evidence" / f"{evidence.path.name.removesuffix('.gz')}.gz"
             entry["label"] = str(write_evidence(evidence.path, None if final is None else final.path, target))
@@ -158,10 +155,6 @@ def _guided(
     return options, {"cases": len(entries), "masks": counted["final"], "evidence_masks": counted["evidence"]}
 
 
-def _plain(case: Mapping[str, Any]) -> Case:
-    return {key: case[key] for key in ("case_id", "modalities", "volumes") if key in case}
-
-
 def _enough(count: int) -> None:
     if count < LEAST_CASES:
         message = f"expected labels of at least {LEAST_CASES} cases, got {count}"
@@ -175,23 +168,11 @@ def _loader(weights: Path) -> dict[str, Any]:
 
 def _run(bundle: Path, configs: Sequence[Path], options: Mapping[str, Any], log: Path) -> None:
     """Run the training in a process of its own; what it prints goes to the log."""
-    files = str([str(path) for path in configs])
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", files, "--bundle_root", "."]
-    command += _words(options)
-    with log.open("w", encoding="utf-8") as file:
-        done = subprocess.run(
-            command,
-            cwd=bundle,
-            env={**os.environ, "PYTHONSAFEPATH": "1"},  # no module is taken from the bundle's folder
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-    if done.returncode:
-        last = log.read_text("utf-8", errors="replace").splitlines()[-_LAST_LINES:]
-        raise RuntimeError(f"training ended with code {done.returncode}; the end of {log}:\n" + "\n".join(last))
-
-
-def _words(options: Mapping[str, Any]) -> Sequence[str]:
-    return [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    with log.open("w", encoding="utf-8") as file, start_bundle(bundle, configs, options, file) as process:
+        try:
+            process.wait()
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        raise RuntimeError(f"training ended with code {process.returncode}; {end_of_log(log)}")

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from monai_rrr.data.class_map import CLASSES
 from monai_rrr.metrics.lesion_recall import SIZES_MM3, found_lesions
 from monai_rrr.metrics.tendency import Tendency, estimate_tendency, surface_shift
+from monai_rrr.utils.class_map import CLASSES
 
 __all__ = ["AnnotatorCard", "annotator_cards", "surface_roughness"]
 

@@ -24,9 +24,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from monai_rrr.data.class_map import CLASSES
 from monai_rrr.report.annotator_view import VISIBLE_BITS, AnnotatorView
 from monai_rrr.report.case_picture import TITLES, TRUTH
+from monai_rrr.utils.class_map import CLASSES
 
 __all__ = ["annotator_figure"]
 

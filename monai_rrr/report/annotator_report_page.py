@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from monai_rrr.report.page import document
+from monai_rrr.report.page import FACTS, TRAINING, document
 
 __all__ = ["ANNOTATOR_REPORT"]
 
@@ -72,18 +72,11 @@ regions.</p>
 </section>
 {% endfor %}
 
-<h2 id="training">Training</h2>
-{% if curves %}<figure><img src="{{ curves }}" alt="training curves, one panel per term"><figcaption>Terms of the
-objective before weighting, and their weighted total. A term of weight 0 is not computed.</figcaption></figure>
-{% else %}<p>There is no training.csv.</p>{% endif %}
-
-<h2 id="record">Run record</h2>
-{% if record.facts %}<dl>{% for key, value in record.facts %}<dt>{{ key }}</dt><dd>{{ value }}</dd>{% endfor %}</dl>
-{% else %}<p>There is no run.json.</p>{% endif %}
-{% for table in record.tables %}<div class="scroll"><table><caption>{{ table.caption }}</caption>
-<thead><tr>{% for cell in table.head %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody>
-</table></div>{% endfor %}
 """
+    + TRAINING
+    + """<h2 id="record">Run record</h2>
+{% set run = record %}
+"""
+    + FACTS
 )
 """Template; ``drawn`` and ``predicted`` are markup that was rendered already, all other values are escaped."""

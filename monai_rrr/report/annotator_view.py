@@ -23,10 +23,10 @@ import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
-from monai_rrr.data.class_map import to_classes
 from monai_rrr.data.load_annotations import LoadAnnotationsd
-from monai_rrr.data.nifti import read_verified
+from monai_rrr.data.nifti import read_images, read_verified
 from monai_rrr.report.annotator_run import AnnotatorRun
+from monai_rrr.utils.class_map import to_classes
 from monai_rrr.utils.conventions import get_convention
 from monai_rrr.utils.files import safe_name
 
@@ -105,11 +105,7 @@ def load_annotator_view(run: AnnotatorRun, case: Mapping[str, Any], convention: 
         volume = read_verified(run.file(case_id, f"{name}.nii.gz"), case_id=case_id).canonical()
         return np.ascontiguousarray(volume.array)
 
-    volumes = case.get("volumes", {})
-    images = {
-        name: read_verified(path, volumes.get(name), case_id=case_id, field=name).canonical()
-        for name, path in case["modalities"].items()
-    }
+    images = {name: image.canonical() for name, image in read_images(case).items()}
     affine = next(iter(images.values())).affine
     consensus = to_classes(result("seg_consensus"), rule)
     grid = MetaTensor(torch.from_numpy(consensus[None].copy()), affine=torch.from_numpy(affine.copy()))

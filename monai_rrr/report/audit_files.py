@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import from_numpy
 
-from monai_rrr.data.nifti import NiftiVolume, read_verified
+from monai_rrr.data.nifti import NiftiVolume, read_images, read_verified
 from monai_rrr.errors import DataError
 from monai_rrr.metrics.localization import energy_share
 from monai_rrr.report.audit_case import Evidence, canonical_spacing
@@ -45,11 +45,7 @@ def evidence_of_files(case: Mapping[str, Any], folder: str | Path, region: str, 
         DataError: When a heatmap is missing, a file is damaged, or grids differ.
     """
     case_id = str(case["case_id"])
-    volumes = case.get("volumes", {})
-    images = {
-        name: read_verified(path, volumes.get(name), case_id=case_id, field=name)
-        for name, path in case["modalities"].items()
-    }
+    images = read_images(case)
     first = next(iter(images.values()))
     lesion = lesion_of(case, region, convention, first.array.shape)
     single = {

@@ -23,7 +23,7 @@ import numpy as np
 from monai.transforms import generate_spatial_bounding_box
 from numpy.typing import NDArray
 
-from monai_rrr.data.nifti import NiftiVolume, read_verified
+from monai_rrr.data.nifti import NiftiVolume, read_images, read_verified
 from monai_rrr.errors import DataError
 from monai_rrr.transforms.regions import to_regions
 from monai_rrr.utils.enums import MODALITIES, REGIONS
@@ -92,11 +92,7 @@ def load_case_view(case: Mapping[str, Any], folder: str | Path, convention: str)
     case_id = str(case["case_id"])
     stem = safe_name(case_id)
     root = Path(folder) / stem
-    volumes = case.get("volumes", {})
-    images = {
-        name: read_verified(path, volumes.get(name), case_id=case_id, field=name).canonical()
-        for name, path in case["modalities"].items()
-    }
+    images = {name: image.canonical() for name, image in read_images(case).items()}
     first = next(iter(images.values()))
     fused = {region: _written(root / f"{stem}_heatmap_{region}.nii.gz", case_id, first) for region in REGIONS}
     single = {

@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CSS", "PAGE", "document"]
+__all__ = ["CSS", "FACTS", "PAGE", "TRAINING", "document"]
 
 CSS = """
 :root { --ink: #1b1f24; --soft: #57606a; --line: #d8dee4; --band: #f6f8fa; --accent: #0072b2; }
@@ -44,7 +44,27 @@ iframe { width: 100%; height: 460px; border: 1px solid var(--line); background: 
 @media print { body { max-width: none; padding: 0; font-size: 11px; } nav, .screen { display: none; } }
 """
 
-_BODY = """
+TRAINING = """\
+<h2 id="training">Training</h2>
+{% if curves %}<figure><img src="{{ curves }}" alt="training curves, one panel per term"><figcaption>Terms of the
+objective before weighting, and their weighted total. A term of weight 0 is not computed.</figcaption></figure>
+{% else %}<p>There is no training.csv.</p>{% endif %}
+
+"""
+"""Part of a page: ``curves``."""
+
+FACTS = """\
+{% if run.facts %}<dl>{% for key, value in run.facts %}<dt>{{ key }}</dt><dd>{{ value }}</dd>{% endfor %}</dl>
+{% else %}<p>There is no run.json.</p>{% endif %}
+{% for table in run.tables %}<div class="scroll"><table><caption>{{ table.caption }}</caption>
+<thead><tr>{% for cell in table.head %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody>
+</table></div>{% endfor %}
+"""
+"""Part of a page: what :func:`~monai_rrr.report.record_text.describe_record` says about a ``run``."""
+
+_BODY = (
+    """
 <header>
 <h1>{{ title }}</h1>
 <p class="lead">{{ lead }}</p>
@@ -113,22 +133,16 @@ there is no truth, the one with most evidence. Training never saw a mask.</p>
 </section>
 {% endfor %}
 
-<h2 id="training">Training</h2>
-{% if curves %}<figure><img src="{{ curves }}" alt="training curves, one panel per term"><figcaption>Terms of the
-objective before weighting, and their weighted total. A term of weight 0 is not computed.</figcaption></figure>
-{% else %}<p>There is no training.csv.</p>{% endif %}
-
-<h2 id="record">Run record</h2>
+"""
+    + TRAINING
+    + """<h2 id="record">Run record</h2>
 {% for run in records %}
 <h3>{{ run.name }}</h3>
-{% if run.facts %}<dl>{% for key, value in run.facts %}<dt>{{ key }}</dt><dd>{{ value }}</dd>{% endfor %}</dl>
-{% else %}<p>There is no run.json.</p>{% endif %}
-{% for table in run.tables %}<div class="scroll"><table><caption>{{ table.caption }}</caption>
-<thead><tr>{% for cell in table.head %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody>
-</table></div>{% endfor %}
-{% endfor %}
 """
+    + FACTS
+    + """{% endfor %}
+"""
+)
 
 
 def document(body: str, css: str = CSS) -> str:

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from monai.transforms import Transform
 
-from monai_rrr.data.class_map import CLASSES, from_classes
 from monai_rrr.inferers.tendency import tendency_maps
 from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
 from monai_rrr.report.image_grid import VolumeGrid
 from monai_rrr.report.tendency_case import class_names
 from monai_rrr.report.tendency_files import RegionChoice, write_maps
 from monai_rrr.report.tendency_record import TrainingCases
+from monai_rrr.utils.class_map import CLASSES, from_classes
 from monai_rrr.utils.conventions import LabelConvention, get_convention
 from monai_rrr.utils.enums import MODALITIES
 from monai_rrr.utils.nifti_file import affine_geometry

@@ -23,7 +23,6 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from monai_rrr.attribution.tendency_region import label_without
-from monai_rrr.data.class_map import CLASSES
 from monai_rrr.inferers.tendency import (
     RegionTendency,
     TendencyMaps,
@@ -31,6 +30,7 @@ from monai_rrr.inferers.tendency import (
     voxel_saliency_box,
 )
 from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
+from monai_rrr.utils.class_map import CLASSES
 
 __all__ = ["Departure", "RegionWhy", "TrainingPatch", "class_names", "explain_why", "location"]
 

@@ -17,8 +17,7 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment
-
+from monai_rrr.report.html import render_html
 from monai_rrr.report.page import document
 
 __all__ = ["why_page"]
@@ -54,5 +53,5 @@ def why_page(record: Mapping[str, Any], pictures: Mapping[int, bytes]) -> str:
         pictures: number of the region -> PNG.
     """
     inside = {k: f"data:image/png;base64,{base64.b64encode(v).decode('ascii')}" for k, v in pictures.items()}
-    template = Environment(autoescape=True, trim_blocks=True).from_string(document(_BODY))
-    return template.render(title=f"Who and why: {record['case']}", record=record, pictures=inside)
+    content = {"title": f"Who and why: {record['case']}", "record": record, "pictures": inside}
+    return render_html(document(_BODY), content)

@@ -18,19 +18,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
-
 from monai_rrr.errors import DataError
 from monai_rrr.metrics.statistics import Interval
 from monai_rrr.report.case_picture import case_figure
 from monai_rrr.report.case_view import load_case_view
+from monai_rrr.report.html import save_html
 from monai_rrr.report.page import PAGE
 from monai_rrr.report.pictures import curves_figure, data_uri, scores_figure, style
 from monai_rrr.report.record_text import describe_record
 from monai_rrr.report.run_folder import Run, Score, merge_scores, read_run
 from monai_rrr.report.summary import MethodSummary, compare, select, summarize
 from monai_rrr.utils.enums import REGIONS
-from monai_rrr.utils.files import atomic_write
 
 __all__ = ["write_report"]
 
@@ -97,10 +95,7 @@ def write_report(
         curves = {_method(run.name): run.terms for run in trained if run.terms}
         content["curves"] = data_uri(curves_figure(curves)) if curves else ""
     content["records"] = [describe_record(_method(run.name), run.record) for run in trained]
-    html = Environment(autoescape=True, trim_blocks=True).from_string(PAGE).render(content)
-    path = Path(out) if Path(out).suffix.lower() in (".html", ".htm") else Path(out) / "index.html"
-    atomic_write(path, html.encode("utf-8"))
-    return path
+    return save_html(PAGE, content, out)
 
 
 def _numbers(rows: Sequence[Score], trained: Sequence[Run]) -> dict[str, Any]:

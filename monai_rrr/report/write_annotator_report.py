@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment
 from PIL import Image
 
 from monai_rrr.errors import DataError
@@ -31,12 +30,12 @@ from monai_rrr.report.annotator_picture import annotator_figure
 from monai_rrr.report.annotator_report_page import ANNOTATOR_REPORT
 from monai_rrr.report.annotator_run import CONSENSUS, TOGETHER, AnnotatorRun, largest_first, read_annotator_run
 from monai_rrr.report.annotator_view import AnnotatorView, load_annotator_view
+from monai_rrr.report.html import save_html
 from monai_rrr.report.pictures import curves_figure, data_uri, scores_figure, style
 from monai_rrr.report.record_text import describe_record
 from monai_rrr.report.write_annotators import annotator_section
 from monai_rrr.transforms.vote_share import vote_share
 from monai_rrr.utils.enums import REGIONS
-from monai_rrr.utils.files import atomic_write
 
 __all__ = ["write_annotator_report"]
 
@@ -108,10 +107,7 @@ def write_annotator_report(
     }
     with style():
         content["curves"] = data_uri(curves_figure({"training": trained.terms})) if trained.terms else ""
-    html = Environment(autoescape=True, trim_blocks=True).from_string(ANNOTATOR_REPORT).render(content)
-    path = Path(out) if Path(out).suffix.lower() in (".html", ".htm") else Path(out) / "index.html"
-    atomic_write(path, html.encode("utf-8"))
-    return path
+    return save_html(ANNOTATOR_REPORT, content, out)
 
 
 def _case(run: AnnotatorRun, view: AnnotatorView, why: Mapping[str, Any]) -> dict[str, Any]:

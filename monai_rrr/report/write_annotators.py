@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment
 from matplotlib.figure import Figure
 
-from monai_rrr.data.class_map import CLASSES
 from monai_rrr.report.annotator_card import AnnotatorCard
 from monai_rrr.report.annotator_page import ANNOTATOR_PAGE, ANNOTATOR_SECTION
+from monai_rrr.report.html import render_html
 from monai_rrr.report.pictures import COLORS, data_uri, style
+from monai_rrr.utils.class_map import CLASSES
 from monai_rrr.utils.provenance import INTENDED_USE, Provenance, write_results
 
 __all__ = ["annotator_section", "write_annotators"]
@@ -61,7 +61,7 @@ def write_annotators(
         "lead": f"{len(cards)} annotators, up to {cases} cases each, compared with their consensus.",
         "section": section,
     }
-    html = Environment(autoescape=True, trim_blocks=True).from_string(ANNOTATOR_PAGE).render(content)
+    html = render_html(ANNOTATOR_PAGE, content)
     record = {"intended_use": INTENDED_USE, "note": _NOTE, "annotators": [card.record() for card in cards]}
     contents = {".json": (json.dumps(record, indent=2) + "\n").encode(), ".html": html.encode("utf-8")}
     return write_results(out, "annotators", contents, provenance or Provenance(), {})
@@ -91,7 +91,7 @@ def annotator_section(
         "classes": CLASSES,
         "cards": [_lines(card) for card in cards],
     }
-    return Environment(autoescape=True, trim_blocks=True).from_string(ANNOTATOR_SECTION).render(content)
+    return render_html(ANNOTATOR_SECTION, content)
 
 
 def habits_figure(cards: Sequence[AnnotatorCard]) -> Figure:

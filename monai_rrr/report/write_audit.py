@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment
 
 from monai_rrr.errors import DataError
 from monai_rrr.metrics.statistics import bootstrap_mean
@@ -27,8 +26,8 @@ from monai_rrr.report.audit_case import PLACES, CaseAudit, Evidence, measure
 from monai_rrr.report.audit_page import AUDIT_PAGE
 from monai_rrr.report.audit_picture import Planes, case_planes, planes_figure, sanity_figure, shares_figure
 from monai_rrr.report.case_picture import TITLES
+from monai_rrr.report.html import save_html
 from monai_rrr.report.pictures import data_uri, style
-from monai_rrr.utils.files import atomic_write
 
 __all__ = ["EFFECT", "SHARE", "write_audit"]
 
@@ -107,10 +106,7 @@ def write_audit(
             content["sanity_picture"] = data_uri(sanity_figure(sanity))
             content["sanity_text"] = _sanity_text(sanity)
         content["shown"] = [_case(audit, planes) for audit, planes in measured[:max_cases]]
-    html = Environment(autoescape=True, trim_blocks=True).from_string(AUDIT_PAGE).render(content)
-    path = Path(out) if Path(out).suffix.lower() in (".html", ".htm") else Path(out) / "index.html"
-    atomic_write(path, html.encode("utf-8"))
-    return path
+    return save_html(AUDIT_PAGE, content, out)
 
 
 def _numbers(audits: Sequence[CaseAudit], tolerance_mm: float) -> dict[str, Any]:

@@ -21,11 +21,10 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
-from torch import Tensor
 
-from monai_rrr.transforms.regions import to_labels
 from monai_rrr.transforms.source_grid import to_source_grid
 from monai_rrr.utils.checks import check_heatmaps
+from monai_rrr.utils.class_map import from_classes
 from monai_rrr.utils.conventions import LabelConvention, get_convention
 from monai_rrr.utils.files import safe_name
 from monai_rrr.utils.nifti_file import affine_geometry, nifti_bytes
@@ -80,8 +79,8 @@ class ConsensusToLabeld(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the data with the label map."""
         classes = data[self.key]
-        label = _label_map(classes.as_tensor()[0], self.convention)
-        return {**data, self.output_key: MetaTensor(label[None].to(torch.uint8), meta=dict(classes.meta))}
+        label = torch.from_numpy(from_classes(classes.as_tensor()[0].cpu().numpy(), self.convention))
+        return {**data, self.output_key: MetaTensor(label[None], meta=dict(classes.meta))}
 
 
 class SaveAnnotatorMasksd(Transform):
@@ -125,13 +124,9 @@ class SaveAnnotatorMasksd(Transform):
         header = data.get("source_header")
         geometry = affine_geometry(classes.affine) if header is None else header
         contents = {}
-        for name, one in zip(self.names, classes.as_tensor(), strict=True):
-            contents[f"_seg_{name}.nii.gz"] = nifti_bytes(_label_map(one, self.convention).cpu().numpy(), geometry)
+        for name, one in zip(self.names, classes.as_tensor().cpu().numpy(), strict=True):
+            contents[f"_seg_{name}.nii.gz"] = nifti_bytes(from_classes(one, self.convention), geometry)
         inputs = {name: digest for name, digest in data.get("source_sha256", {}).items() if digest}
         stem = safe_name(str(data["case_id"]))
         write_results(Path(self.output_dir) / stem, stem, contents, self.provenance, inputs)
         return dict(data)
-
-
-def _label_map(classes: Tensor, convention: LabelConvention) -> Tensor:
-    return to_labels(torch.stack([classes > 0, (classes == 1) | (classes == 3), classes == 3]), convention)

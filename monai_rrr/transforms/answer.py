@@ -21,7 +21,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
-from monai_rrr.transforms.regions import to_regions
+from monai_rrr.utils.class_map import to_classes
 from monai_rrr.utils.conventions import LabelConvention, get_convention
 
 __all__ = ["AnswerLabeld"]
@@ -54,9 +54,7 @@ class AnswerLabeld(Transform):
         affine = torch.as_tensor(np.asarray(data["geometry"]["source_affine"], dtype=np.float64))
         label = torch.as_tensor(found).as_subclass(torch.Tensor)[:1]
         if self.convention is not None:
-            whole, core, enhancing = to_regions(label[0], self.convention)
-            # necrosis 1, edema 2, enhancing tumor 3
-            label = (2 * whole.int() - core + 2 * enhancing)[None]
+            label = torch.from_numpy(to_classes(label.cpu().numpy(), self.convention))
         where = {"original_affine": affine.numpy(), "spatial_shape": tuple(label.shape[1:])}
         answer = {key: value for key, value in data.items() if key != "request"}
         return {

@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 BUNDLE = "brats_mri_equivariant_cam"
@@ -78,6 +80,25 @@ class Runner:
         """Return what is known of the training's circumstances."""
         record: dict[str, Any] = json.loads((self.root / "eval" / "run.json").read_text())
         return record
+
+    def network(self, **settings: object) -> nn.Module:
+        """Return the trained network, ready to be called, with entries of ``inference.yaml`` replaced."""
+        from monai.bundle import ConfigParser
+
+        parser = ConfigParser()
+        parser.read_config(str(self.root / "configs" / "inference.yaml"))
+        parser.update(settings)
+        network: nn.Module = parser.get_parsed_content("network_def")
+        network.load_state_dict(torch.load(self.root / "models" / "model.pt", weights_only=True))
+        return network.eval()
+
+    @staticmethod
+    def image(size: tuple[int, ...]) -> Tensor:
+        """Return an image with a margin, and a modality that is absent from the first sample."""
+        image = torch.randn(size, generator=torch.Generator().manual_seed(0))
+        image[:, :, :4] = 0
+        image[0, 1] = 0
+        return image
 
     def train_here(self, *overlays: str, **options: Any) -> None:
         """Train for some steps in this process, which saves the imports."""

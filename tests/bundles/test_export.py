@@ -14,15 +14,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from monai.bundle import ConfigParser
-from torch import Tensor, nn
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")]
 
@@ -36,23 +33,6 @@ def bundle(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
 
-def network_of(root: Path) -> nn.Module:
-    parser = ConfigParser()
-    parser.read_config(str(root / "configs" / "inference.yaml"))
-    parser["channels"] = [4]
-    network: nn.Module = parser.get_parsed_content("network_def")
-    network.load_state_dict(torch.load(root / "models" / "model.pt", weights_only=True))
-    return network.eval()
-
-
-def image_of(size: tuple[int, ...]) -> Tensor:
-    """Return an image with a margin, and a modality that is absent from the first sample."""
-    image = torch.randn(size, generator=torch.Generator().manual_seed(0))
-    image[:, :, :4] = 0
-    image[0, 1] = 0
-    return image
-
-
 def test_network_fits_the_metadata(bundle: Any) -> None:
     for n in (1, 4):
         done = bundle.call("verify_net_in_out", **FILES, n=n)
@@ -62,9 +42,9 @@ def test_network_fits_the_metadata(bundle: Any) -> None:
 def test_torchscript_computes_the_same(bundle: Any) -> None:
     options = {"filepath": "models/model.ts", "ckpt_file": "models/model.pt", "channels": [4]}
     bundle.call("ckpt_export", **FILES, **options)
-    network, scripted = network_of(bundle.root), torch.jit.load(bundle.root / "models" / "model.ts")
+    network, scripted = bundle.network(channels=[4]), torch.jit.load(bundle.root / "models" / "model.ts")
     for size in SIZES:
-        image = image_of(size)
+        image = bundle.image(size)
         with torch.no_grad():
             torch.testing.assert_close(scripted(image), network(image), atol=1e-4, rtol=0)
 
@@ -74,10 +54,10 @@ def test_onnx_computes_the_same(bundle: Any) -> None:
     converter = {"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": {"image": axes, "pred": axes}}
     options = {"filepath": "models/model.onnx", "ckpt_file": "models/model.pt", "channels": [4]}
     bundle.call("onnx_export", **FILES, **options, input_shape=[1, 4, 16, 16, 4], converter_kwargs=converter)
-    network = network_of(bundle.root)
+    network = bundle.network(channels=[4])
     session = onnxruntime.InferenceSession(bundle.root / "models" / "model.onnx")
     for size in SIZES:
-        image = image_of(size)
+        image = bundle.image(size)
         (found,) = session.run(None, {"image": image.numpy()})
         with torch.no_grad():
             np.testing.assert_allclose(found, network(image).numpy(), atol=1e-4, rtol=0)

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -27,8 +26,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
-from monai.bundle import ConfigParser, ConfigWorkflow
-from torch import nn
+from monai.bundle import ConfigWorkflow
 
 from monai_rrr.data import read_tags
 from monai_rrr.utils.files import sha256
@@ -46,18 +44,8 @@ SMALL = {"spacing": 6.0, "roi_size": [32, 32, 8], "channels": [4], **TINY}
 SHORT = {"epochs": 5, "slabs_per_case": 2, "batch_size": 2, "val_interval": 5}
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def record_of(root: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((root / "eval" / "run.json").read_text())
-    return record
-
-
-def values_of(root: Path, term: str) -> list[float]:
-    return [float(row["value"]) for row in rows_of(root / "eval" / "training.csv") if row["term"] == term]
+def values_of(runner: Any, term: str) -> list[float]:
+    return [float(row["value"]) for row in runner.rows() if row["term"] == term]
 
 
 @pytest.fixture(scope="module")
@@ -114,14 +102,14 @@ def trained(data: Path, make_runner: Callable[..., Any]) -> Any:
 
 
 def test_training_uses_what_each_case_has(trained: Any) -> None:
-    record = record_of(trained.root)
+    record = trained.record()
     assert (record["status"], record["training_cases"], record["skipped_steps"]) == ("completed", 4, 0)
     assert record["settings"]["supervision"] == {
         **{"cases": 4, "tags": 3, "annotations": 1, "masks": 6, "evidence": 1, "unlabeled": 1},
     }
-    assert {row["term"] for row in rows_of(trained.root / "eval" / "training.csv")} == {"total", *TERMS}
+    assert trained.terms() == {"total", *TERMS}
     for term in ("classification", "consensus", "segmentation", "guidance"):
-        assert max(values_of(trained.root, term)) > 0
+        assert max(values_of(trained, term)) > 0
     weights = torch.load(trained.root / "models" / "model.pt", weights_only=True)
     gamma = torch.stack([value for name, value in weights.items() if name.endswith("gamma")])
     assert gamma.abs().min() > 0, "the kernels were trained"
@@ -132,10 +120,10 @@ def test_training_uses_what_each_case_has(trained: Any) -> None:
 def test_evaluation_scores_heatmaps_annotators_and_consensus(trained: Any, data: Path, tmp_path: Path) -> None:
     options = {"dataset_dir": data, "output_dir": tmp_path, "scores": ["dice"], "flips": [0], **TINY}
     trained.run("train.yaml", "evaluate.yaml", **options)
-    heatmaps = [row for row in rows_of(tmp_path / "metrics.csv") if row["method"] == "full"]
+    heatmaps = [row for row in trained.rows(tmp_path / "metrics.csv") if row["method"] == "full"]
     assert {row["threshold"] for row in heatmaps} == {"label_free", "tag_calibrated", "oracle"}
     assert len({row["case_id"] for row in heatmaps}) == 2
-    rows = rows_of(tmp_path / "annotators.csv")
+    rows = trained.rows(tmp_path / "annotators.csv")
     found = sorted({(row["case_id"], row["annotator"]) for row in rows})
     first, second = sorted({row["case_id"] for row in rows})
     assert found == sorted([*((first, name) for name in (*ANNOTATORS, "consensus", "all")), (second, "consensus")])
@@ -215,7 +203,7 @@ def test_two_processes_end_with_one_network(data: Path, make_runner: Callable[..
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     options = {"dataset_dir": data, "device": "cpu", "dist_backend": "gloo", **TINY, **SHORT, "epochs": 6}
     runner.run("train.yaml", "multi_gpu_train.yaml", launcher=launcher, **options)
-    record = record_of(runner.root)
+    record = runner.record()
     assert (record["status"], record["processes"]) == ("completed", 2)
     assert [path.name for path in (runner.root / "models").glob("*.pt")] == ["model.pt"]
 
@@ -228,8 +216,8 @@ def test_tags_alone(sections: Any, write: Any, make_runner: Callable[..., Any]) 
     runner = make_runner(NAME)
     runner.train_here(**write({**sections, "training": training}))
     for term in ("guidance", "segmentation", "consensus", "mixture", "tie", "contrast", "parsimony", "signed_distance"):
-        assert set(values_of(runner.root, term)) == {0.0}
-    assert min(values_of(runner.root, "classification")) > 0
+        assert set(values_of(runner, term)) == {0.0}
+    assert min(values_of(runner, "classification")) > 0
     weights = torch.load(runner.root / "models" / "model.pt", weights_only=True)
     assert not weights["tendency.shared_bank.prototype"].any()
 
@@ -240,8 +228,8 @@ def test_masks_alone(sections: Any, write: Any, make_runner: Callable[..., Any])
     del training[0]["tags"]
     runner = make_runner(NAME)
     runner.train_here(**write({"training": training}), test_section="")
-    assert min(values_of(runner.root, "consensus")) > 0
-    assert max(values_of(runner.root, "classification")) > 0
+    assert min(values_of(runner, "consensus")) > 0
+    assert max(values_of(runner, "classification")) > 0
     weights = torch.load(runner.root / "models" / "model.pt", weights_only=True)
     assert torch.equal(weights["cam.operating_point"], torch.tensor([[0.5, 0.0]]).repeat(3, 1))
 
@@ -252,26 +240,17 @@ def test_some_modalities(sections: Any, write: Any, make_runner: Callable[..., A
     runner = make_runner(NAME)
     options = {**write({**sections, "training": training}), "use_modalities": ["t1", "flair"], "epochs": 2}
     runner.train_here(**options)
-    assert record_of(runner.root)["settings"]["modalities"] == ["t1", "flair"]
+    assert runner.record()["settings"]["modalities"] == ["t1", "flair"]
 
 
 @pytest.mark.parametrize("overlay", ["without_tendency", "masks_only"])
 def test_training_goes_on_without_a_family_of_terms(data: Path, make_runner: Callable[..., Any], overlay: str) -> None:
     runner = make_runner(NAME)
     runner.train_here(f"{overlay}.yaml", dataset_dir=data, **{**TINY, **SHORT})
-    weights = record_of(runner.root)["weights"]["1.0"]
-    seen = {row["term"] for row in rows_of(runner.root / "eval" / "training.csv")}
+    weights = runner.record()["weights"]["1.0"]
+    seen = runner.terms()
     assert seen == {"total"} | {term for term, weight in weights.items() if weight}
-    assert record_of(runner.root)["status"] == "completed"
-
-
-def network_of(root: Path) -> nn.Module:
-    parser = ConfigParser()
-    parser.read_config(str(root / "configs" / "inference.yaml"))
-    parser.update({"channels": [4], **{name: value for name, value in TINY.items() if name != "voxels"}})
-    network: nn.Module = parser.get_parsed_content("network_def")
-    network.load_state_dict(torch.load(root / "models" / "model.pt", weights_only=True))
-    return network.eval()
+    assert runner.record()["status"] == "completed"
 
 
 def test_network_fits_the_metadata(trained: Any) -> None:
@@ -289,12 +268,12 @@ def test_exported_networks_compute_the_same(trained: Any) -> None:
     axes = {0: "batch", 2: "height", 3: "width", 4: "depth"}
     converter = {"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": {"image": axes, "pred": axes}}
     trained.call("onnx_export", filepath="models/model.onnx", converter_kwargs=converter, **options)
-    network, traced = network_of(trained.root), torch.jit.load(trained.root / "models" / "model.ts")
+    settings = {name: value for name, value in TINY.items() if name != "voxels"}
+    network = trained.network(channels=[4], **settings)
+    traced = torch.jit.load(trained.root / "models" / "model.ts")
     session = onnxruntime.InferenceSession(trained.root / "models" / "model.onnx")
     for size in ((1, 4, 16, 16, 8), (2, 4, 32, 24, 12)):
-        image = torch.randn(size, generator=torch.Generator().manual_seed(0))
-        image[:, :, :4] = 0
-        image[0, 1] = 0  # absent
+        image = trained.image(size)
         with torch.no_grad():
             expected = network(image)
             torch.testing.assert_close(traced(image), expected, atol=1e-4, rtol=0)

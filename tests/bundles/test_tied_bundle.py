@@ -24,8 +24,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
-from torch import Tensor, nn
+from monai.bundle import ConfigWorkflow
 
 from monai_rrr.utils.files import sha256
 
@@ -158,34 +157,17 @@ def test_network_fits_the_metadata(tied: Any) -> None:
         assert "verified with no error" in done.stdout + done.stderr
 
 
-def trained_network(root: Path, output: str) -> nn.Module:
-    """Return the network of the bundle with its weights, in Python."""
-    parser = ConfigParser()
-    parser.read_config(str(root / "configs" / "inference.yaml"))
-    parser["channels"], parser["network_def#output"] = SMALL["channels"], output
-    network: nn.Module = parser.get_parsed_content("network_def")
-    network.load_state_dict(torch.load(root / "models" / "model.pt", weights_only=True))
-    return network.eval()
-
-
-def image_of(size: tuple[int, ...]) -> Tensor:
-    """Return an image with a margin, and a modality that is absent from the first sample."""
-    image = torch.randn(size, generator=torch.Generator().manual_seed(0))
-    image[:, :, :4] = 0
-    image[0, 1] = 0
-    return image
-
-
 @pytest.mark.parametrize("output", ["segmentation", "logits"])
 def test_torchscript_computes_the_same(output: str, tied: Any) -> None:
     """By tracing; what was traced runs at any size and keeps the cut of odd ones."""
     options = {"ckpt_file": "models/model.pt", "channels": SMALL["channels"], "network_def#output": output}
     shape = {"use_trace": True, "input_shape": list(SIZES[0])}
     tied.call("ckpt_export", **FILES, filepath=f"models/{output}.ts", **options, **shape)
-    network, traced = trained_network(tied.root, output), torch.jit.load(tied.root / "models" / f"{output}.ts")
+    network = tied.network(**{"channels": SMALL["channels"], "network_def#output": output})
+    traced = torch.jit.load(tied.root / "models" / f"{output}.ts")
     for size in SIZES:
         with torch.no_grad():
-            found, expected = traced(image_of(size)), network(image_of(size))
+            found, expected = traced(tied.image(size)), network(tied.image(size))
         assert expected.shape[:2] == (size[0], 3)
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
@@ -198,11 +180,11 @@ def test_onnx_computes_the_same(output: str, tied: Any) -> None:
     options = {"ckpt_file": "models/model.pt", "channels": SMALL["channels"], "network_def#output": output}
     shape = {"input_shape": list(SIZES[0]), "converter_kwargs": converter}
     tied.call("onnx_export", **FILES, filepath=f"models/{output}.onnx", **options, **shape)
-    network = trained_network(tied.root, output)
+    network = tied.network(**{"channels": SMALL["channels"], "network_def#output": output})
     session = onnxruntime.InferenceSession(tied.root / "models" / f"{output}.onnx")
     for size in SIZES:
-        (found,) = session.run(None, {"image": image_of(size).numpy()})
+        (found,) = session.run(None, {"image": tied.image(size).numpy()})
         with torch.no_grad():
-            expected = network(image_of(size)).numpy()
+            expected = network(tied.image(size)).numpy()
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, atol=1e-3, rtol=1e-3)

@@ -34,9 +34,9 @@ from monai_rrr.data import (
     load_datalist,
 )
 from monai_rrr.data.annotations import annotator_groups
-from monai_rrr.data.class_map import from_classes, to_classes
 from monai_rrr.errors import DataError, DatasetError
 from monai_rrr.transforms import WholeVolumed
+from monai_rrr.utils.class_map import from_classes, to_classes
 from monai_rrr.utils.conventions import CONVENTIONS, get_convention
 
 BRATS = get_convention("brats2018")
