@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -209,7 +209,7 @@ class AnnotatorTendencyNet(nn.Module):
             self.backbone.eval()
         return self
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         ids = state_dict.get(f"{prefix}annotator_ids")
         if (
             isinstance(ids, Tensor)
@@ -222,8 +222,6 @@ class AnnotatorTendencyNet(nn.Module):
             )
             hint = "give the annotators of the training (`annotators`)"
             raise CheckpointError("checkpoint-annotators", message, hint=hint)
-        # weights from before there were temperatures
-        state_dict.setdefault(f"{prefix}temperatures", torch.ones_like(self.temperatures))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def tendency_parameters(self) -> list[nn.Parameter]:
