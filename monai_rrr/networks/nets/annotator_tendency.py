@@ -83,9 +83,9 @@ class AnnotatorTendencyNet(nn.Module):
 
     Shape:
         - image: ``BMDHW``; annotated: ``BR`` boolean, who drew the case; default: all.
-        - layers to record: ``annotator_logits`` ``BRCDHW``, ``embedding`` ``BEdhw``, ``signed_distance``
-          ``B regions DHW`` in mm, ``kernels`` ``RCME``, ``scale`` scalar, ``shared_prototypes`` ``C K E``,
-          ``tendency_prototypes`` ``RCME``, ``prior`` ``1+R``.
+        - layers to record: ``consensus`` ``BCDHW``, ``annotator_logits`` ``BRCDHW``, ``embedding`` ``BEdhw``,
+          ``signed_distance`` ``B regions DHW`` in mm, ``kernels`` ``RCME``, ``scale`` scalar, ``shared_prototypes``
+          ``C K E``, ``tendency_prototypes`` ``RCME``, ``prior`` ``1+R``.
 
     Raises:
         ValueError: When annotators are none, twice, not sorted or too long, an argument does not fit, or the backbone
@@ -149,9 +149,9 @@ class AnnotatorTendencyNet(nn.Module):
         self.register_buffer("annotator_ids", _as_bytes(self.annotators))
         self.register_buffer("rho", torch.full((count,), 1 / count))
         self.register_buffer("prior_weight", torch.full((1 + count,), 1 / (1 + count)))
-        self.annotator_logits, self.embedding, self.signed_distance = nn.Identity(), nn.Identity(), nn.Identity()
-        self.kernels, self.scale, self.prior = nn.Identity(), nn.Identity(), nn.Identity()
-        self.shared_prototypes, self.tendency_prototypes = nn.Identity(), nn.Identity()
+        self.consensus, self.annotator_logits, self.embedding = nn.Identity(), nn.Identity(), nn.Identity()
+        self.signed_distance, self.kernels, self.scale = nn.Identity(), nn.Identity(), nn.Identity()
+        self.prior, self.shared_prototypes, self.tendency_prototypes = nn.Identity(), nn.Identity(), nn.Identity()
 
     def forward(self, image: Tensor, annotated: Tensor | None = None) -> TendencyOutput | Tensor:
         """Return the logits of the consensus and of every annotator."""
@@ -159,7 +159,7 @@ class AnnotatorTendencyNet(nn.Module):
         if not isinstance(features, Tensor) or features.ndim != 5 or features.shape[1] != self.features:
             shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ValueError(f"the backbone must return features B {self.features} D H W, got {shape}")
-        consensus = full_precision(self.consensus_head(features))
+        consensus = self.consensus(full_precision(self.consensus_head(features)))
         self.signed_distance(full_precision(self.distance_head(features)))
         embedding = self.embedding(self.embed(features))
         scale = self.scale(full_precision(self.log_scale).exp())
