@@ -18,7 +18,7 @@ A synthetic cohort (6 mm, half of the cases with a tumor) carries a letter besid
 A report says of every training case whether it has a tumor, but not where: tags span the whole case. A model is
 trained with these tags alone. Then ``k`` tumor cases that carry the letter get a label ``evidence``, as an annotator
 draws it: 1 in the tumor and one voxel around it, 2 in the box of the letter. The training of the label app goes on from
-the weights that are served, for as many epochs again. ``k = 0`` is the same training without any correction.
+the weights that are served, for as many steps again. ``k = 0`` is the same training without any correction.
 
 Everything runs through the entry points of the label app (``BundleModel``, ``CaseStore``, ``train_bundle``), in the
 process and without HTTP. A case is called a tumor when the heatmap of the whole tumor reaches 0.5 anywhere. A finished
@@ -33,7 +33,6 @@ import os
 import platform
 import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -68,16 +67,21 @@ CONVENTION = "brats2018"
 SHOWN = 0.5  # of the heatmap: a tumor is there
 
 
-def make_cohort(folder: Path, cases: int, seed: int) -> dict[str, dict[str, tuple[int, int] | None]]:
-    """Write the cohort with the marker to ``decoy``, and return tags that say no more than whether there is a tumor."""
+def make_cohort(folder: Path, cases: int, seed: int) -> None:
+    """Write the cohort, and its copy with the marker to ``decoy``."""
     generate_cohort(folder / "cohort", cases, seed, spacing=6.0, controls=0.5)
     listed = load_datalist(folder / "cohort")
-    tags = derive_tags(listed, CONVENTION)
-    make_decoy(listed, tags, folder / "decoy", DecoySettings(marker="letter", q=0.95, held_out=0.4, seed=seed))
+    settings = DecoySettings(marker="letter", q=0.95, held_out=0.4, seed=seed)
+    make_decoy(listed, derive_tags(listed, CONVENTION), folder / "decoy", settings)
+
+
+def case_tags(cohort: Path) -> dict[str, dict[str, tuple[int, int] | None]]:
+    """Tags that say no more than whether there is a tumor: they span the whole case."""
+    listed = load_datalist(cohort)
     depth = {str(case["case_id"]): read_verified(case["label"]).array.shape[2] for case in listed}
     return {
         case_id: {region: None if span is None else (0, depth[case_id] - 1) for region, span in found.items()}
-        for case_id, found in tags.items()
+        for case_id, found in derive_tags(listed, CONVENTION).items()
     }
 
 
@@ -131,41 +135,44 @@ def one_seed(options: Any, seed: int) -> None:
     target = {k: options.out / f"seed{seed}_{'before' if k is None else k}.json" for k in (None, *CORRECTED)}
     if all(path.exists() for path in target.values()):
         return
-    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        folder = Path(scratch)
-        tags = make_cohort(folder, options.cases, seed)
-        decoy = folder / "decoy"
-        training = load_decoy(decoy)
-        bundle = folder / "bundle" / BUNDLE
-        shutil.copytree(BUNDLES / BUNDLE, bundle, ignore=shutil.ignore_patterns("eval", "*.pt*"))
-        model = BundleModel(bundle, folder / "work", SETTINGS)
-        chosen = correctable(training)
-        served = folder / "served"
-        for k, path in target.items():
-            if k is not None and path.exists():
-                continue
-            store = CaseStore(training, folder / f"store_{k}")
-            for case in chosen[: k or 0]:
-                marks = folder / "marks.nii.gz"
-                atomic_write(marks, evidence_marks(case))
-                store.submit(case["case_id"], marks, "evidence", {"annotator": "a1"})
-            if k is not None:
-                shutil.copytree(served, model.weights.parent, dirs_exist_ok=True)
-            begin = time.perf_counter()
-            request = TrainRequest(epochs=options.epochs, held_out=0.0, pretrained=k is not None, seed=seed)
-            report = train_bundle(model, store, request, tags)
-            if k is None:
-                shutil.copytree(model.weights.parent, served)
-            record = {
-                "seed": seed,
-                "corrected": k,
-                "settings": {"cases": options.cases, "epochs": options.epochs},
-                "report": {key: value for key, value in report.items() if key != "log"},
-                "train_seconds": round(time.perf_counter() - begin, 1),
-                "sets": {name: measure(model, load_decoy(decoy, name)) for name in SECTIONS},
-            }
-            atomic_write(path, json.dumps(record).encode())
-            print(line(record), flush=True)
+    folder = options.out / f"work_seed{seed}"  # what is there is used again
+    if not (folder / "decoy").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        make_cohort(folder, options.cases, seed)
+    decoy, served = folder / "decoy", folder / "served"
+    tags = case_tags(folder / "cohort")
+    bundle = folder / "bundle" / BUNDLE
+    shutil.rmtree(bundle, ignore_errors=True)
+    shutil.copytree(BUNDLES / BUNDLE, bundle, ignore=shutil.ignore_patterns("eval", "*.pt*"))
+    model = BundleModel(bundle, folder / "work", SETTINGS)
+    training = load_decoy(decoy)
+    for k, path in target.items():
+        if path.exists() and (k is not None or served.exists()):
+            continue
+        store = CaseStore(training, folder / f"store_{k}")
+        for case in correctable(training)[: k or 0]:
+            marks = folder / "marks.nii.gz"
+            atomic_write(marks, evidence_marks(case))
+            store.submit(case["case_id"], marks, "evidence", {"annotator": "a1"})
+        if k is not None:
+            shutil.copytree(served, model.weights.parent, dirs_exist_ok=True)
+        begin = time.perf_counter()
+        # a corrected case is half of every batch of two, so that an epoch has twice as many steps
+        epochs = options.epochs // 2 if k else options.epochs
+        request = TrainRequest(epochs=epochs, held_out=0.0, pretrained=k is not None, seed=seed)
+        report = train_bundle(model, store, request, tags)
+        if k is None:
+            shutil.copytree(model.weights.parent, served)
+        record = {
+            "seed": seed,
+            "corrected": k,
+            "settings": {"cases": options.cases, "epochs": options.epochs},
+            "report": {key: value for key, value in report.items() if key != "log"},
+            "train_seconds": round(time.perf_counter() - begin, 1),
+            "sets": {name: measure(model, load_decoy(decoy, name)) for name in SECTIONS},
+        }
+        atomic_write(path, json.dumps(record).encode())
+        print(line(record), flush=True)
 
 
 def line(record: Mapping[str, Any]) -> str:
@@ -268,7 +275,6 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser("run")
     one.add_argument("--out", type=Path, required=True)
-    one.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()))
     one.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     one.add_argument("--cases", type=int, default=60)
     one.add_argument("--epochs", type=int, default=10)

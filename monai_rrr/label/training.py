@@ -38,6 +38,17 @@ __all__ = ["train_bundle"]
 
 CONVENTION = "brats2023"  # of every label that is handed in
 LEAST_CASES = 3
+MIXED_BATCHES = {  # a few corrected cases among many would hardly be seen
+    "_target_": "monai_rrr.data.CaseLoader",
+    "dataset": "@train#dataset",
+    "batch_sampler": {
+        "_target_": "monai_rrr.data.MixedBatchSampler",
+        "has_mask": "$['label' in case for case in @guided] * @slabs_per_case",
+        "batch_size": "@batch_size",
+        "seed": "@seed",
+    },
+    "num_workers": "@num_workers",
+}
 ANY_TAG = 1_000_000  # slices: an evidence mask is no outline of the tumor
 
 
@@ -51,7 +62,7 @@ def train_bundle(
     are, beside tags and outlines (see :class:`~monai_rrr.data.LoadEvidenced`). In others with a guidance term they join
     the masks that guide heatmaps: evidence is allowed in the tumor and where 1 was drawn, and not allowed where 2 was
     drawn (see :func:`~monai_rrr.label.evidence.write_evidence`); the guidance is then ``energy``, which asks nothing of
-    the places where evidence is allowed.
+    the places where evidence is allowed. Half of every batch are cases with such a mask, however few there are.
 
     Args:
         model: trained; its folder receives the weights.
@@ -90,10 +101,15 @@ def train_bundle(
         "output_dir": str(work / "eval"),
         "cache_dir": str(model.work / "cache"),
     }
-    configs = [config]
+    overlay: dict[str, Any] = {}
+    if "guided" in plain and report.get("masks", 0) + report.get("evidence_masks", 0):
+        overlay["train::dataloader"] = MIXED_BATCHES
     if request.pretrained and model.weights.is_file():
-        configs.append(work / "pretrained.json")
-        atomic_write(configs[-1], json.dumps({"+train::handlers": [_loader(model.weights)]}).encode())
+        overlay["+train::handlers"] = [_loader(model.weights)]
+    configs = [config]
+    if overlay:
+        configs.append(work / "overlay.json")
+        atomic_write(configs[-1], json.dumps(overlay).encode())
     pass_gate(model.folder, configs, options, base=model.folder)
     _run(model.folder, configs, options, work / "train.log")
     weights = work / "models" / "model.pt"

@@ -117,9 +117,12 @@ def files(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     return write(toy, tmp_path_factory.mktemp("tendency"))
 
 
+def prepare() -> Compose:
+    return Compose([Orientation("RAS", labels=(("L", "R"), ("P", "A"), ("I", "S"))), CropForeground(lambda x: x != 0)])
+
+
 def write(toy: Toy, out: Path, **more: Any) -> dict[str, Path]:
-    steps = [Orientation("RAS", labels=(("L", "R"), ("P", "A"), ("I", "S"))), CropForeground(lambda x: x != 0)]
-    options: dict[str, Any] = {"names": NAMES, "preprocessing": Compose(steps), "training_cases": toy.cases} | more
+    options: dict[str, Any] = {"names": NAMES, "preprocessing": prepare(), "training_cases": toy.cases} | more
     written = write_tendency(toy.network, toy.image, "a/b", out, MODALITIES, **options)
     assert {path.parent.name for path in written} == {"a%2Fb"}
     return {path.name.removeprefix("a%2Fb_"): path for path in written}
@@ -394,7 +397,7 @@ def test_a_network_that_has_heatmaps_as_well_says_who_and_why(toy: Toy, tmp_path
         files = {
             path.name.removeprefix("a%2Fb_"): path
             for path in write_tendency(
-                network, toy.image, "a/b", tmp_path / output, MODALITIES, toy.cases, preprocessing=Compose([])
+                network, toy.image, "a/b", tmp_path / output, MODALITIES, toy.cases, preprocessing=prepare()
             )
         }
         why = json.loads(files["why.json"].read_text())
