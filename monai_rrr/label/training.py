@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.bundle import ConfigParser
 
 from monai_rrr.bundle import end_of_log, pass_gate, start_bundle
@@ -29,6 +30,7 @@ from monai_rrr.label.cases import images_of
 from monai_rrr.label.evidence import write_evidence, write_marks
 from monai_rrr.label.model import TRAINED_WITH, BundleModel
 from monai_rrr.label.request import TrainRequest
+from monai_rrr.label.start import weights_for
 from monai_rrr.label.store import EVIDENCE, FINAL, CaseStore
 from monai_rrr.utils.enums import REGIONS
 from monai_rrr.utils.files import atomic_write
@@ -63,6 +65,9 @@ def train_bundle(
     the masks that guide heatmaps: evidence is allowed in the tumor and where 1 was drawn, and not allowed where 2 was
     drawn (see :func:`~monai_rrr.label.evidence.write_evidence`); the guidance is then ``energy``, which asks nothing of
     the places where evidence is allowed. Half of every batch are cases with such a mask, however few there are.
+
+    A training that goes on from the served weights keeps what does not belong to annotators, and the kernels of those
+    who drew before (see :func:`~monai_rrr.label.start.weights_for`).
 
     Args:
         model: trained; its folder receives the weights.
@@ -105,7 +110,10 @@ def train_bundle(
     if "guided" in plain and report.get("masks", 0) + report.get("evidence_masks", 0):
         overlay["train::dataloader"] = MIXED_BATCHES
     if request.pretrained and model.weights.is_file():
-        overlay["+train::handlers"] = [_loader(model.weights)]
+        start = model.weights
+        if "annotators" in plain:
+            start = _for_annotators(start, {**plain, **options}, work / "pretrained.pt")
+        overlay["+train::handlers"] = [_loader(start)]
     configs = [config]
     if overlay:
         configs.append(work / "overlay.json")
@@ -220,6 +228,15 @@ def _enough(count: int) -> None:
 
 def _loader(weights: Path) -> dict[str, Any]:
     return {"_target_": "monai_rrr.handlers.WeightsLoader", "network": "@network_def", "load_path": str(weights)}
+
+
+def _for_annotators(served: Path, config: Mapping[str, Any], target: Path) -> Path:
+    """Write weights that fit the annotators of a configuration."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config["seed"])
+        fresh = ConfigParser(dict(config)).get_parsed_content("network_def").state_dict()
+    write_tensors(target, weights_for(fresh, read_tensors(served)))
+    return target
 
 
 def _run(bundle: Path, configs: Sequence[Path], options: Mapping[str, Any], log: Path) -> None:

@@ -133,14 +133,12 @@ def test_v5_killed_while_a_label_is_saved(store: CaseStore, tmp_path: Path, line
     for value in (0, 1):
         label(tmp_path, value + 1).rename(tmp_path / f"{value}.nii.gz")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, env=environment, text=True
-    )
-    assert writer.stdout is not None
-    for _ in range(lines):
-        last = writer.stdout.readline()
-    writer.send_signal(signal.SIGKILL)
-    writer.wait()
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as writer:
+        assert writer.stdout is not None
+        for _ in range(lines):
+            last = writer.stdout.readline()
+        writer.send_signal(signal.SIGKILL)
     found = store.newest("b", "final")
     assert found is not None
     assert found.info["turn"] >= int(last)
