@@ -86,9 +86,9 @@ class AnnotatorTendencyNet(nn.Module):
 
     Shape:
         - image: ``BMDHW``; annotated: ``BR`` boolean, who drew the case; default: all.
-        - layers to record: ``annotator_logits`` ``BRCDHW``, ``embedding`` ``BEdhw``, ``signed_distance``
-          ``B regions DHW`` in mm, ``kernels`` ``RCME``, ``scale`` scalar, ``shared_prototypes`` ``C K E``,
-          ``tendency_prototypes`` ``RCME``, ``prior`` ``1+R``.
+        - layers to record: ``consensus`` ``BCDHW``, ``annotator_logits`` ``BRCDHW``, ``embedding`` ``BEdhw``,
+          ``signed_distance`` ``B regions DHW`` in mm, ``kernels`` ``RCME``, ``scale`` scalar, ``shared_prototypes``
+          ``C K E``, ``tendency_prototypes`` ``RCME``, ``prior`` ``1+R``.
 
     Raises:
         ValueError: When annotators are none, twice, not sorted or too long, an argument does not fit, or the backbone
@@ -156,9 +156,9 @@ class AnnotatorTendencyNet(nn.Module):
         self.register_buffer("rho", torch.full((count,), 1 / count))
         self.register_buffer("prior_weight", torch.full((1 + count,), 1 / (1 + count)))
         self.register_buffer("temperatures", torch.ones(1 + count))
-        self.annotator_logits, self.embedding, self.signed_distance = nn.Identity(), nn.Identity(), nn.Identity()
-        self.kernels, self.scale, self.prior = nn.Identity(), nn.Identity(), nn.Identity()
-        self.shared_prototypes, self.tendency_prototypes = nn.Identity(), nn.Identity()
+        self.consensus, self.annotator_logits, self.embedding = nn.Identity(), nn.Identity(), nn.Identity()
+        self.signed_distance, self.kernels, self.scale = nn.Identity(), nn.Identity(), nn.Identity()
+        self.prior, self.shared_prototypes, self.tendency_prototypes = nn.Identity(), nn.Identity(), nn.Identity()
 
     def forward(self, image: Tensor, annotated: Tensor | None = None) -> TendencyOutput | Tensor:
         """Return the logits of the consensus and of every annotator."""
@@ -180,7 +180,7 @@ class AnnotatorTendencyNet(nn.Module):
             center = torch.einsum("r,brcdhw->bcdhw", self.rho.to(departure.dtype), departure)
             logits = (consensus - center)[:, None] + departure
             logits = self.annotator_logits(logits / self.temperatures[1:, None, None, None, None])
-            consensus = consensus / self.temperatures[0]
+            consensus = self.consensus(consensus / self.temperatures[0])
         self.kernels(torch.stack([tendency.kernels() for tendency in self._subsets()]))
         self.shared_prototypes(self.shared_bank.prototype)
         self.tendency_prototypes(self.tendency_bank.prototype.unflatten(0, (-1, self.num_classes)))
