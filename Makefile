@@ -6,6 +6,7 @@
 # make test-label         the tests of the labeling server, which need it
 # make demo               synthetic cohort -> training -> evaluation -> report/index.html
 # make demo DATA=/path    the same on a folder of BraTS cases
+# make demo-weights       train the weights that bundles/brats_mri_right_reasons comes with, on synthetic cases
 # Works with make 3.81 (macOS). PYTHON=/path/to/python chooses the interpreter (3.10 to 3.12) for a new .venv.
 
 SHELL = /bin/sh
@@ -28,7 +29,7 @@ LABEL_BIN = $(LABEL_VENV)/bin
 LABEL_INSTALLED = $(LABEL_VENV)/.installed
 LABEL_PIP = "$(LABEL_BIN)/python" -m pip install --disable-pip-version-check --no-compile
 
-.PHONY: help install install-label test test-label test-slow coverage check demo clean
+.PHONY: help install install-label test test-label test-slow coverage check demo demo-weights clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -74,6 +75,9 @@ check: $(INSTALLED)
 
 demo: $(INSTALLED)
 	"$(BIN)/monai-rrr" demo $(if $(DATA),--data "$(DATA)")
+
+demo-weights: $(INSTALLED)
+	"$(BIN)/python" benchmarks/demo_weights.py work/demo_weights
 
 clean:
 	rm -rf build dist demo report .pytest_cache .mypy_cache .ruff_cache

@@ -107,7 +107,7 @@ def plain(value: Any, name: str = "content") -> Any:
     """
     if isinstance(value, Tensor):
         tensor = value.detach().cpu().as_subclass(Tensor)
-        return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
+        return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
     if value is None:
         return value
     if isinstance(value, np.generic):

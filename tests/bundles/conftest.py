@@ -131,7 +131,7 @@ def make_runner(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Runne
 
     def make(name: str = BUNDLE) -> Runner:
         root = tmp_path_factory.mktemp("bundle") / name
-        shutil.copytree(BUNDLES / name, root, ignore=shutil.ignore_patterns("eval", "*.pt", "*.ts", "*.onnx"))
+        shutil.copytree(BUNDLES / name, root, ignore=shutil.ignore_patterns("eval", "*.pt*", "*.ts", "*.onnx"))
         return Runner(root)
 
     return make

@@ -255,6 +255,9 @@ def test_only_tensors_and_plain_values_are_written(tmp_path: Path) -> None:
     whole = torch.zeros(1000)
     write_tensors(tmp_path / "part.pt", whole[:2])
     assert (tmp_path / "part.pt").stat().st_size < 3000, "a view does not take its whole storage along"
+    write_tensors(tmp_path / "same.pt", torch.zeros(()).expand(1000))
+    assert (tmp_path / "same.pt").stat().st_size < 3000, "one value for all takes the room of one"
+    assert torch.equal(read_tensors(tmp_path / "same.pt"), torch.zeros(1000))
     for bad, name in (({"a": [Path("x")]}, r"content\['a'\]\[0\]"), ({(1,): 2}, "keys of content")):
         with pytest.raises(TypeError, match=name):
             plain(bad)
