@@ -49,6 +49,7 @@ def test_there_are_tutorials() -> None:
         "04_classifier_to_segmenter",
         "05_who_and_why",
         "06_correct_where_it_looks",
+        "07_your_own_brats_folder",
     ]
 
 
