@@ -67,7 +67,6 @@ def local_archive(home: Path, port: int = 8042, seconds: float = 60.0) -> Iterat
         ConfigError: ``archive-missing``; ``archive-failed``, with the last line of its log.
     """
     program, plugin = find_orthanc()
-    home.mkdir(parents=True, exist_ok=True)
     settings = {
         "Name": "monai_rrr",
         "StorageDirectory": str(home / "db"),
@@ -80,8 +79,12 @@ def local_archive(home: Path, port: int = 8042, seconds: float = 60.0) -> Iterat
         "Plugins": [str(plugin)],
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "EnableWado": True, "WadoRoot": "/wado", "Ssl": False},
     }
+    home.mkdir(parents=True, exist_ok=True)
     (home / "orthanc.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
     address, log = f"http://127.0.0.1:{port}/dicom-web", home / "orthanc.log"
+    if _answers(address):
+        message = f"expected a free port for the archive, something answers at {address}"
+        raise ConfigError("archive-failed", message, field="port", hint="give another --port")
     with log.open("wb") as stream:
         process = subprocess.Popen([program, home / "orthanc.json"], stdout=stream, stderr=subprocess.STDOUT)
     try:
@@ -107,16 +110,19 @@ def send_case(address: str, case: Case) -> tuple[str, dict[str, str]]:
     return study, dict(zip(case["modalities"], dict.fromkeys(series), strict=True))
 
 
+def _answers(address: str) -> bool:
+    try:
+        DICOMwebClient(address).search_for_studies(limit=1)
+    except OSError as error:  # what requests raises is one; an answer that says no is an answer
+        return getattr(error, "response", None) is not None
+    return True
+
+
 def _wait(process: subprocess.Popen[Any], address: str, log: Path, end: float) -> None:
-    client = DICOMwebClient(address)
     while process.poll() is None and time.monotonic() < end:
-        try:
-            client.search_for_studies(limit=1)
-        except OSError:  # what requests raises is one
-            time.sleep(0.2)
-        else:
-            if process.poll() is None:  # another archive may have answered in its place
-                return
+        if _answers(address):
+            return
+        time.sleep(0.2)
     lines: Sequence[str] = log.read_text("utf-8", errors="replace").splitlines() or ["nothing"]
     errors = [line for line in lines if line.startswith("E")] or lines
     message = f"expected an archive at {address}, it did not start; the log says: {errors[-1][:300]}"

@@ -103,7 +103,8 @@ def test_a_port_in_use_is_named(archive: Archive, label_python: str, tmp_path: P
     command = [label_python, "-m", "monai_rrr", "archive", str(tmp_path), "--port", port, "--work", str(tmp_path / "w")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stdout
-    assert "[archive-failed]" in done.stderr
+    assert "[archive-failed] field port: expected a free port" in done.stderr
+    assert not (tmp_path / "w").exists()
 
 
 @pytest.fixture(scope="module")
