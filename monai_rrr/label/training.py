@@ -65,6 +65,7 @@ def train_bundle(
     the masks that guide heatmaps: evidence is allowed in the tumor and where 1 was drawn, and not allowed where 2 was
     drawn (see :func:`~monai_rrr.label.evidence.write_evidence`); the guidance is then ``energy``, which asks nothing of
     the places where evidence is allowed. Half of every batch are cases with such a mask, however few there are.
+    In both, tags of a case without ``final`` label are narrowed to the slices with an "allowed" voxel.
 
     A training that goes on from the served weights keeps what does not belong to annotators, and the kernels of those
     who drew before (see :func:`~monai_rrr.label.start.weights_for`).
