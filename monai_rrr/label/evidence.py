@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from monai_rrr.data.nifti import read_verified
+from monai_rrr.data.tags import Tags
 from monai_rrr.utils.conventions import round_labels
 from monai_rrr.utils.files import atomic_write
 from monai_rrr.utils.nifti_file import header_geometry, nifti_bytes
 
-__all__ = ["ALLOWED", "NOT_ALLOWED", "write_evidence", "write_marks"]
+__all__ = ["ALLOWED", "NOT_ALLOWED", "narrowed_tags", "write_evidence", "write_marks"]
 
 ALLOWED, NOT_ALLOWED = 1, 2
 _ENHANCING = 3  # lies in all three regions
@@ -75,4 +76,26 @@ def write_marks(drawn: Path, folder: Path) -> dict[str, Path]:
         if mask.any():
             found[name] = folder / f"{stem}_{name}.nii.gz"
             atomic_write(found[name], nifti_bytes(mask, header_geometry(volume.header)))
+    return found
+
+
+def narrowed_tags(drawn: Path, tags: Tags) -> Tags:
+    """Return slice tags that do not reach beyond the slices in which evidence is allowed.
+
+    Where "allowed" was drawn, all evidence lies there, so that the other slices have none. Tags that say no more than
+    that a region is somewhere in the case become as sharp as the drawing.
+
+    Args:
+        drawn: evidence label: 1 allowed, 2 not allowed.
+        tags: of the case.
+    """
+    marks = round_labels(read_verified(drawn, field="evidence").canonical().array)
+    slices = np.flatnonzero((marks == ALLOWED).any((0, 1)))
+    if not len(slices):
+        return tags
+    first, last = int(slices[0]), int(slices[-1])
+    found: dict[str, tuple[int, int] | None] = {}
+    for region, span in tags.items():
+        inside = span and (max(span[0], first), min(span[1], last))
+        found[region] = inside if inside and inside[0] <= inside[1] else span
     return found

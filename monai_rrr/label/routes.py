@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from typing import Any
 from monai_rrr.errors import ConfigError, RRRError, named_error
 from monai_rrr.label.request import TrainRequest
 
-__all__ = ["answer_of", "our_routes"]
+__all__ = ["answer_of", "our_routes", "snapshot"]
 
 OUTPUTS = ("json", "image", "all")
 _STATUS = {"case-unknown": 404, "request-size": 413, "checkpoint-missing": 409, "score-missing": 409}
@@ -178,7 +179,12 @@ def _train(app: Any, request: Any, body: bytes) -> Any:
         raise ConfigError("request", message, field="model")
     params = _object(body.decode("utf-8", "replace") or "{}", "body")
     TrainRequest.of(params)
-    return JSONResponse(run_model(model, params, run_sync=False, enqueue=False))
+    return JSONResponse(snapshot(run_model(model, params, run_sync=False, enqueue=False)))
+
+
+def snapshot(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task as JSON values: another thread may have started it already, and be collecting its lines."""
+    return {key: list(value) if isinstance(value, deque) else value for key, value in dict(task).items()}
 
 
 def _object(text: Any, field: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from monai_rrr.data.datalist import Case
 from monai_rrr.data.tags import Tags, derive_tags, write_tags
 from monai_rrr.errors import ConfigError, DataError
 from monai_rrr.label.cases import images_of
-from monai_rrr.label.evidence import write_evidence, write_marks
+from monai_rrr.label.evidence import narrowed_tags, write_evidence, write_marks
 from monai_rrr.label.model import TRAINED_WITH, BundleModel
 from monai_rrr.label.request import TrainRequest
 from monai_rrr.label.start import weights_for
@@ -65,6 +65,7 @@ def train_bundle(
     the masks that guide heatmaps: evidence is allowed in the tumor and where 1 was drawn, and not allowed where 2 was
     drawn (see :func:`~monai_rrr.label.evidence.write_evidence`); the guidance is then ``energy``, which asks nothing of
     the places where evidence is allowed. Half of every batch are cases with such a mask, however few there are.
+    In both, tags of a case without ``final`` label are narrowed to the slices with an "allowed" voxel.
 
     A training that goes on from the served weights keeps what does not belong to annotators, and the kernels of those
     who drew before (see :func:`~monai_rrr.label.start.weights_for`).
@@ -158,6 +159,7 @@ def _mixed(
         entry["tags"] = tags
         if evidence is not None and (marks := write_marks(evidence.path, work / "evidence")):
             entry["evidence"] = {name: str(path) for name, path in marks.items()}
+            entry["tags"] = tags if finals else narrowed_tags(evidence.path, tags)
             marked += 1
         entries.append(entry)
     _enough(len(entries))
@@ -197,6 +199,8 @@ def _guided(
             target = work / "evidence" / f"{evidence.path.name.removesuffix('.gz')}.gz"
             entry["label"] = str(write_evidence(evidence.path, None if final is None else final.path, target))
             counted["evidence"] += 1
+            if final is None:
+                tags[case_id] = narrowed_tags(evidence.path, tags[case_id])
         elif final is not None:
             entry["label"] = str(final.path)
             counted["final"] += 1

@@ -24,6 +24,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.metrics import compute_roc_auc
 from scipy import ndimage
 
 from monai_rrr.data import (
@@ -85,16 +86,15 @@ def share(heatmap: Any, path: str) -> float:
 
 
 def look(server: Any, decoy: Path) -> dict[str, float]:
-    """Mean share of the evidence in the tumor and on the letter, and accuracy on `conflicting`."""
+    """Mean share of the evidence in the tumor, and how well `conflicting` cases are told apart (AUC and accuracy)."""
     seen = [(case, heatmap_of(server, case)) for case in load_decoy(decoy / "decoy", "iid") if case["class_label"]]
-    right = [
-        (heatmap_of(server, case).max() > 0.5) == bool(case["class_label"])
-        for case in load_decoy(decoy / "decoy", "conflicting")
-    ]
+    cases = load_decoy(decoy / "decoy", "conflicting")
+    score = torch.tensor([float(heatmap_of(server, case).max()) for case in cases])
+    label = torch.tensor([case["class_label"] for case in cases])
     return {
         "tumor": float(np.mean([share(heatmap, case["label"]) for case, heatmap in seen])),
-        "letter": float(np.mean([share(heatmap, case["marker_mask"]) for case, heatmap in seen if case["marker"]])),
-        "conflicting": float(np.mean(right)),
+        "auc": float(compute_roc_auc(score, label)),
+        "accuracy": float(((score > 0.5) == (label > 0)).float().mean()),
     }
 
 
@@ -127,5 +127,5 @@ def test_a_few_corrections_move_the_evidence(server: Any, decoy: Path) -> None:
     after = look(server, decoy)
     said = f"before {before}, after {after}"
     assert after["tumor"] > 1.2 * before["tumor"], said
-    assert after["letter"] < 0.8 * before["letter"], said
-    assert after["conflicting"] >= before["conflicting"], said
+    assert before["auc"] < 0.5 < after["auc"], said
+    assert after["accuracy"] >= before["accuracy"], said

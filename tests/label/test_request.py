@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from hypothesis import strategies as st
 from monai_rrr.errors import ConfigError, DataError, RRRError
 from monai_rrr.label import CaseStore, InferRequest, TrainRequest
 from monai_rrr.label.cases import Cases
-from monai_rrr.label.routes import _object, answer_of
+from monai_rrr.label.routes import _object, answer_of, snapshot
 from monai_rrr.label.server import Guard
 
 LIMIT = 100  # bytes
@@ -193,6 +194,12 @@ def test_answers_hold_no_path() -> None:
     status, answer = answer_of(RRRError("case-unknown", "expected a case", field="image", path="/data/somebody"))
     assert status == 404
     assert "somebody" not in json.dumps(answer)
+
+
+def test_a_task_that_runs_already_is_json() -> None:
+    """MONAI Label keeps the lines of a running task in a deque, which may be there before the answer is sent."""
+    task = {"status": "RUNNING", "details": deque(["one line"], maxlen=20)}
+    assert json.loads(json.dumps(snapshot(task))) == {"status": "RUNNING", "details": ["one line"]}
 
 
 def test_scores_and_levels_of_known_maps() -> None:

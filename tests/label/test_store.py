@@ -26,7 +26,7 @@ import pytest
 from monai_rrr.data import load_datalist, read_verified
 from monai_rrr.errors import DataError
 from monai_rrr.label import CaseStore, write_evidence
-from monai_rrr.label.evidence import write_marks
+from monai_rrr.label.evidence import narrowed_tags, write_marks
 from monai_rrr.utils.nifti_file import affine_geometry, nifti_bytes
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
@@ -170,3 +170,16 @@ def test_evidence_marks_are_told_apart(tmp_path: Path) -> None:
     }
     marks[0] = 0
     assert set(write_marks(write(tmp_path / "n.nii.gz", marks), tmp_path / "out")) == {"not_allowed"}
+
+
+def test_slices_without_an_allowed_voxel_have_no_evidence(tmp_path: Path) -> None:
+    marks = np.zeros(SHAPE, np.uint8)
+    marks[4, 4, 3:6], marks[0] = 1, 2
+    drawn = write(tmp_path / "m.nii.gz", marks)
+    tags = {"WT": (0, 9), "TC": (4, 9), "ET": None}
+    assert narrowed_tags(drawn, tags) == {"WT": (3, 5), "TC": (4, 5), "ET": None}
+    assert narrowed_tags(drawn, {"WT": (7, 9)}) == {"WT": (7, 9)}, (
+        "a drawing elsewhere contradicts, and changes nothing"
+    )
+    marks[marks == 1] = 0
+    assert narrowed_tags(write(tmp_path / "n.nii.gz", marks), tags) == tags, "who allows nothing said nothing"
