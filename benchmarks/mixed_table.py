@@ -153,7 +153,7 @@ def show(value: Any) -> str:
 READING = (
     "Dice with the truth and 95 % bootstrap interval over all test cases, seeds averaged first; a control counts 1 "
     "where nothing is found, else 0. The result is the label map of the consensus, and where there were no masks the "
-    "heatmap at the threshold that the tags chose; gated: the label map on the slices where this heatmap shows the region. "
+    "heatmap at the threshold that the tags chose; gated: the label map on slices where this heatmap shows the region. "
     "Differences are paired over cases, over the seeds that both have."
 )
 
