@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from itertools import combinations, takewhile
@@ -55,7 +56,8 @@ def run(config: Mapping[str, Any], data: Mapping[str, Path], work: Path) -> dict
     """
     arm, seed = ARMS[config["arm"]], config["seed"]
     folder = work / f"{config['arm']}_seed{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left: the bundle refuses to train over it
+    folder.mkdir(parents=True)
     cases = load_mixed(data["team"] / "datalist.json", tags=read_tags(data["tags"]))
     entries = manifest_of(arm, cases, seed)
     (folder / "datalist.json").write_text(json.dumps({"training": entries}), encoding="utf-8")
