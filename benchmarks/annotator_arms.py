@@ -211,5 +211,6 @@ def build(options: Mapping[str, Any], annotators: Sequence[str]) -> nn.Module:
         width=options["width"],
         slots=options["slots"],
         stride=options["stride"],
+        kernel_size=options.get("kernel_size", 1),
         queue=1024,
     )

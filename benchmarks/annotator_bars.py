@@ -24,6 +24,23 @@ from monai_rrr.metrics import paired_difference
 
 __all__ = ["bars_of", "per_case"]
 
+PARTS = {
+    "no_tie": "no tie",
+    "shuffled": "shuffled tie",
+    "kernel_is_prototype": "the prototype is the kernel",
+    "random_kernels": "kernels start at random",
+    "all_voxels": "bank from all voxels, means",
+    "no_push": "means in place of real patches",
+    "no_average": "no moving average",
+    "no_center": "no sum to zero",
+    "no_sdf": "no signed distance",
+    "kernel3": "kernels of 3x3x3",
+    "slots1": "one kernel per class",
+    "slots8": "eight kernels per class",
+    "stride1": "full resolution",
+    "em": "consensus by EM",
+    "gamma_lr1": "gamma at the rate of the rest",
+}
 HABITS = {"over": 0.05, "under": 0.05, "confuser": 0.05, "expert": -0.005}
 
 
@@ -74,6 +91,7 @@ def bars_of(groups: Mapping[Any, Any], rows: Mapping[Any, Any], cost: Any) -> li
             add(f"- time of a forward pass, {name}", f"{100 * inference:.0f} %", "", None)
     controls(rows, ours, add)
     sparse(groups, rows, add)
+    ablations(groups, rows, add)
     return found
 
 
@@ -177,6 +195,28 @@ def sparse(groups: Mapping[Any, Any], rows: Mapping[Any, Any], add: Any) -> None
         for count, scores in (row or {}).get("newcomer", {}).items():
             value = f"PG {text(scores['gain'])} of {scores['ceiling'][0]:.3f}, {scores['added']} numbers"
             add(f"new annotator (under) with {count} cases, {arm}", value, "", None)
+
+
+def ablations(groups: Mapping[Any, Any], rows: Mapping[Any, Any], add: Any) -> None:
+    """Each part taken away or exchanged: own versions minus those of the method, over the seeds that both have."""
+    whole = groups["L1", "ours", ""]
+    for name, asked in PARTS.items():
+        row, records = rows.get(("L1", "ours", name)), groups.get(("L1", "ours", name))
+        if row and records:
+            why = ", ".join(
+                f"{key} {row['why'][key]:.2f}" for key in ("cosine", "purity", "deletion_wins") if key in row["why"]
+            )
+            gains = ", ".join(f"{kind} {row['gain'][kind][0]:+.3f}" for kind in ("over", "under", "confuser"))
+            value = f"{text(difference(records, whole, 'dice'))}; PG {gains}; {why}; {len(row['seeds'])} seeds"
+            add(f"{asked}: own versions minus the method's", value, "", None)
+    for record in groups.get(("L1", "ours", "calibrated"), ()):
+        found, seed = record["calibration"], record["config"]["seed"]
+        parts = [
+            f"{score.replace('_', ' ')} {np.mean(found['before'][score]):.4f} to {np.mean(found['after'][score]):.4f}"
+            for score in ("cross_entropy", "calibration_error")
+        ]
+        low, high = min(found["temperatures"]), max(found["temperatures"])
+        add(f"temperatures, seed {seed}", f"{', '.join(parts)}; {low:.2f} to {high:.2f}", "", None)
 
 
 def text(value: Sequence[float]) -> str:

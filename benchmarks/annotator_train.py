@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from annotator_arms import SINGLE, ConsensusNet, build, start_from
+from annotator_bank import attach_bank
 from annotator_consensus import consensus_of
 from annotator_data import Cohort, add_annotator_to, keep_some, permute_names
 from annotator_scores import evaluate
@@ -35,7 +38,8 @@ from torch.utils.data import DataLoader
 
 from monai_rrr.attribution import record
 from monai_rrr.engines import PrepareAnnotations, explanation_update
-from monai_rrr.handlers import ConsensusUpdate, PrototypeUpdate, TendencySchedule, TendencyStages
+from monai_rrr.handlers import AnnotatorTemperature, ConsensusUpdate, PrototypeUpdate, TendencySchedule, TendencyStages
+from monai_rrr.inferers import AnnotatorInferer
 from monai_rrr.objectives import AnnotatorSegmentation, Objective
 from monai_rrr.transforms import BandedConsensus
 
@@ -114,8 +118,7 @@ def train(network: nn.Module, cohort: Cohort, config: Mapping[str, Any]) -> floa
         prepare = PrepareAnnotations(spacing=(cohort.spacing,) * 3, voxels=config["voxels"], seed=config["seed"])
         trainer = trainer_of(network, cases, config, objective_of(config), prepare)
         TendencyStages(network, trainer.optimizer, schedule).attach(trainer)
-        options = {"seed": config["seed"], "start_kernels": config.get("start_kernels", True)}
-        PrototypeUpdate(network, DataLoader(cases, 4), prepare, schedule, **options).attach(trainer)  # type: ignore[arg-type]
+        attach_bank(trainer, network, DataLoader(cases, 4), prepare, schedule, config)  # type: ignore[arg-type]
         if config.get("estimate") == "em":
             ConsensusUpdate(network, cases, BandedConsensus((cohort.spacing,) * 3)).attach(trainer)
     else:
@@ -169,6 +172,31 @@ def fit_newcomer(network: Any, cohort: Cohort, config: Mapping[str, Any]) -> int
     return sum(p.numel() for p in added)
 
 
+def calibrated(network: Any, cohort: Cohort, test_cohort: Cohort) -> dict[str, Any]:
+    """Cross-entropy and calibration error of the own versions, before and after the choice of temperatures."""
+    found: dict[str, Any] = {"before": certainty(network, test_cohort)}
+    network.temperatures.copy_(AnnotatorTemperature(network, AnnotatorInferer(), DataLoader(cohort.cases())).solve())  # type: ignore[arg-type]
+    found["temperatures"] = [round(value, 4) for value in network.temperatures.tolist()]
+    return {**found, "after": certainty(network, test_cohort)}
+
+
+@torch.no_grad()
+def certainty(network: Any, cohort: Cohort) -> dict[str, list[float]]:
+    """Per case: cross-entropy, and how far apart confidence and accuracy are (ten bins of confidence), own versions."""
+    inferer, found = AnnotatorInferer(), defaultdict(list)
+    for case in cohort.cases():
+        image = case["image"][None]
+        brain = (image != 0).any(1)[0]
+        probability = inferer(image, network.eval())[0, 1:, :, brain].transpose(1, 2).flatten(0, 1)
+        drawn = case["annotations"][:, brain].long().flatten()
+        found["cross_entropy"].append(float(F.nll_loss(probability.clamp(min=1e-12).log(), drawn)))
+        confidence, label = probability.max(1)
+        bins = (confidence * 10).long().clamp(max=9)
+        apart = torch.zeros(10).index_add(0, bins, confidence - (label == drawn).float())
+        found["calibration_error"].append(float(apart.abs().sum() / len(drawn)))
+    return {name: [round(value, 6) for value in values] for name, values in found.items()}
+
+
 def changed(cohort: Cohort, config: Mapping[str, Any]) -> Cohort:
     """The training cases, with the team or its masks changed for a control."""
     control, seed = config.get("control"), config["seed"]
@@ -188,7 +216,8 @@ def run(train_cohort: Cohort, test_cohort: Cohort, config: Mapping[str, Any], ne
         train_cohort: cases to train on.
         test_cohort: cases to score; all annotators drew them.
         config: ``arm``, ``seed``, and what differs from ``DEFAULTS``; ``control``, ``observed``, ``estimate``,
-            ``without``, ``shuffled`` and ``centered`` make variants.
+            ``without``, ``shuffled``, ``centered``, ``bank`` and others make variants; ``calibrated`` is how many
+            training cases are kept for the temperatures.
         newcomer: cases of the annotator at the end, who comes later.
     """
     config = {**DEFAULTS, **config}
@@ -206,7 +235,10 @@ def run(train_cohort: Cohort, test_cohort: Cohort, config: Mapping[str, Any], ne
     if not config.get("centered", True):
         network.rho.zero_()  # type: ignore[operator, union-attr]
     parameters = sum(p.numel() for p in network.parameters())
-    seconds = train(network, cohort, config)
+    kept = cohort
+    if "calibrated" in config:
+        kept = cohort.part(range(config["calibrated"], len(cohort)))
+    seconds = train(network, kept, config)
     result: dict[str, Any] = {"parameters": parameters, "step_seconds": round(seconds, 4), "cases": len(cohort)}
     if newcomer is not None:
         result["newcomer"] = {}
@@ -218,4 +250,6 @@ def run(train_cohort: Cohort, test_cohort: Cohort, config: Mapping[str, Any], ne
             result["newcomer"][count] = {"added": added, **own}
         test_cohort = test_cohort.team(range(len(cohort.annotators)))
     result |= evaluate(network, test_cohort, config)
+    if "calibrated" in config:
+        result["calibration"] = calibrated(network, cohort.part(range(config["calibrated"])), test_cohort)
     return {**result, "config": dict(config)}

@@ -23,6 +23,7 @@ import typer
 import monai_rrr
 
 from .annotators import annotators
+from .archive import archive
 from .audit import audit
 from .console import set_debug
 from .decoy import decoy
@@ -81,6 +82,7 @@ app.command()(report)
 app.command()(audit)
 app.command()(decoy)
 app.command()(annotators)
+app.command()(archive)
 app.command()(label)
 app.command(context_settings=RUN_SETTINGS)(run)
 

@@ -121,6 +121,7 @@ def prepare(
         # two processes that fetch one series at once leave half of it
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
         "MONAI_LABEL_TRACKING_ENABLED": "false",
+        "MPLBACKEND": "Agg",  # that of a notebook, which may start the server, is not there
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
     return work, environment

@@ -22,12 +22,14 @@ from .evaluation import HeatmapEvaluation
 from .prototype_bank import PrototypeUpdate
 from .reliability import ReliabilityHandler
 from .run_record import RunRecord
+from .temperature import AnnotatorTemperature, best_temperature
 from .tendency_stages import TendencySchedule, TendencyStages
 from .terms import TermLogger, slice_scores, terms_of
 from .weights import WeightsExport, WeightsLoader
 
 __all__ = [
     "AnnotatorEvaluation",
+    "AnnotatorTemperature",
     "ConsensusEstimate",
     "ConsensusUpdate",
     "HeatmapEvaluation",
@@ -43,6 +45,7 @@ __all__ = [
     "WeightsExport",
     "WeightsLoader",
     "annotator_regions",
+    "best_temperature",
     "majority_consensus",
     "slice_scores",
     "terms_of",

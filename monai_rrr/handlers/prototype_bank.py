@@ -24,8 +24,7 @@ from torch import Tensor
 from monai_rrr.attribution.exclusive import evaluating
 from monai_rrr.attribution.trace import record
 from monai_rrr.handlers.tendency_stages import TendencySchedule
-from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
-from monai_rrr.networks.nets.right_reasons_net import RightReasonsNet
+from monai_rrr.networks.nets.right_reasons_net import TellsWhoNet
 from monai_rrr.objectives.voxel_sample import VoxelSample, at_voxels
 from monai_rrr.utils.progress import training_progress
 from monai_rrr.utils.seeds import step_generator
@@ -63,7 +62,7 @@ class PrototypeUpdate:
 
     def __init__(
         self,
-        network: AnnotatorTendencyNet | RightReasonsNet,
+        network: TellsWhoNet,
         cases: Iterable[Mapping[str, Any]],
         prepare: Callable[..., Mapping[str, Any]],
         schedule: TendencySchedule | None = None,

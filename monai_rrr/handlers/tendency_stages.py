@@ -21,8 +21,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
-from monai_rrr.networks.nets.right_reasons_net import RightReasonsNet
+from monai_rrr.networks.nets.right_reasons_net import TellsWhoNet
 from monai_rrr.utils.progress import training_progress
 
 __all__ = ["TendencySchedule", "TendencyStages"]
@@ -76,7 +75,7 @@ class TendencyStages:
 
     def __init__(
         self,
-        network: AnnotatorTendencyNet | RightReasonsNet,
+        network: TellsWhoNet,
         optimizer: Optimizer,
         schedule: TendencySchedule | None = None,
     ) -> None:

@@ -31,7 +31,7 @@ from monai_rrr.attribution.tendency_region import (
     saliency_box,
 )
 from monai_rrr.attribution.trace import INPUT, record
-from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
+from monai_rrr.networks.nets.right_reasons_net import TellsWhoNet
 
 __all__ = ["RegionTendency", "TendencyMaps", "explain_regions", "tendency_maps", "voxel_saliency_box"]
 
@@ -67,7 +67,7 @@ class TendencyMaps:
 
 @torch.no_grad()
 def tendency_maps(
-    network: AnnotatorTendencyNet, image: Tensor, temperature: float = 0.1, probability: Tensor | None = None
+    network: TellsWhoNet, image: Tensor, temperature: float = 0.1, probability: Tensor | None = None
 ) -> TendencyMaps:
     """Call the network once, in evaluation mode, and compute all maps.
 
@@ -81,7 +81,7 @@ def tendency_maps(
     Raises:
         ValueError: When ``probability`` is not that of the image and the annotators.
     """
-    layers = ("annotator_logits", "embedding", "shared_prototypes", "tendency_prototypes", "prior")
+    layers = ("consensus", "annotator_logits", "embedding", "shared_prototypes", "tendency_prototypes", "prior")
     with evaluating(network):
         trace = record(network, image, layers)
     found = trace.features
@@ -90,7 +90,7 @@ def tendency_maps(
     )
     if share.shape[2:] != image.shape[2:]:
         share = F.interpolate(share, size=image.shape[2:], mode="trilinear", align_corners=False)
-    own = torch.cat([trace.logits[:, None], found["annotator_logits"]], 1).softmax(2)
+    own = torch.cat([found["consensus"][:, None], found["annotator_logits"]], 1).softmax(2)
     if probability is not None and probability.shape != own.shape:
         raise ValueError(f"expected probability {tuple(own.shape)}, got {tuple(probability.shape)}")
     brain = (image != 0).any(1)[:, None]
@@ -144,7 +144,7 @@ class RegionTendency:
 
 
 def explain_regions(
-    network: AnnotatorTendencyNet,
+    network: TellsWhoNet,
     maps: TendencyMaps,
     label: Tensor | None = None,
     threshold: float = 0.2,
@@ -201,7 +201,7 @@ def explain_regions(
 
 
 def voxel_saliency_box(
-    network: AnnotatorTendencyNet, image: Tensor, voxel: tuple[int, int, int], annotator: int, label: int
+    network: TellsWhoNet, image: Tensor, voxel: tuple[int, int, int], annotator: int, label: int
 ) -> tuple[tuple[int, int], ...]:
     """The part of the image on which one annotator's logit of a class at a voxel depends.
 

@@ -22,7 +22,7 @@ from monai_rrr.utils.conventions import round_labels
 from monai_rrr.utils.files import atomic_write
 from monai_rrr.utils.nifti_file import header_geometry, nifti_bytes
 
-__all__ = ["ALLOWED", "NOT_ALLOWED", "write_evidence"]
+__all__ = ["ALLOWED", "NOT_ALLOWED", "write_evidence", "write_marks"]
 
 ALLOWED, NOT_ALLOWED = 1, 2
 _ENHANCING = 3  # lies in all three regions
@@ -55,3 +55,24 @@ def write_evidence(drawn: Path, final: Path | None, target: Path) -> Path:
     label[marks == NOT_ALLOWED] = 0
     atomic_write(target, nifti_bytes(label, header_geometry(volume.header)))
     return target
+
+
+def write_marks(drawn: Path, folder: Path) -> dict[str, Path]:
+    """Write the two masks of an evidence label, as the manifest of mixed supervision names them.
+
+    Args:
+        drawn: evidence label: 1 allowed, 2 not allowed.
+        folder: where to write.
+
+    Returns:
+        ``allowed`` and ``not_allowed``, those of which there is a voxel.
+    """
+    volume = read_verified(drawn, field="evidence")
+    marks, stem = round_labels(volume.array), drawn.name.split(".")[0]
+    found = {}
+    for name, value in (("allowed", ALLOWED), ("not_allowed", NOT_ALLOWED)):
+        mask = (marks == value).astype(np.uint8)
+        if mask.any():
+            found[name] = folder / f"{stem}_{name}.nii.gz"
+            atomic_write(found[name], nifti_bytes(mask, header_geometry(volume.header)))
+    return found

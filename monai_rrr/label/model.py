@@ -32,7 +32,7 @@ from monai_rrr.errors import CheckpointError, ConfigError
 from monai_rrr.label.cases import images_of
 from monai_rrr.label.prediction import Prediction
 from monai_rrr.label.tendency import tendency_details
-from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
+from monai_rrr.networks.nets.right_reasons_net import TellsWhoNet
 from monai_rrr.report.save_tendency import SaveTendencyd
 from monai_rrr.transforms.annotator_output import SaveAnnotatorMasksd
 from monai_rrr.transforms.answer import AnswerLabeld
@@ -93,6 +93,15 @@ class BundleModel:
         """Pseudonyms of the annotators that the bundle tells apart."""
         return tuple(self._parser.get("annotators", ()))
 
+    @property
+    def heatmap_key(self) -> str | None:
+        """Where the postprocessing leaves the heatmaps of the regions; None for a bundle that has none."""
+        steps = self._parser["postprocessing"]
+        for step in steps["transforms"] if isinstance(steps, Mapping) else steps:
+            if step.get("_target_", "").endswith(f".{SaveHeatmapsd.__name__}"):
+                return str(step.get("key", "pred"))
+        return None
+
     def predict(self, case: Mapping[str, Any], mirror: bool = False) -> Prediction:
         """Return what the network says about a case.
 
@@ -119,8 +128,9 @@ class BundleModel:
             data["pred"] = _first(found, mirror)
             details: dict[str, Any] = {}
             maps: dict[str, NDArray[np.float32]] = {}
-            if isinstance(network, AnnotatorTendencyNet) and not mirror:
-                maps, details = tendency_details(network, image, data["geometry"])
+            if isinstance(network, TellsWhoNet) and not mirror:
+                versions = found["annotators"] if isinstance(found, Mapping) else found
+                maps, details = tendency_details(network, image, versions, data["geometry"])
             for step in self._content("postprocessing").transforms:
                 if not isinstance(step, WRITERS):
                     data = step(data)
@@ -161,10 +171,10 @@ class BundleModel:
         affine = np.asarray(data["geometry"]["source_affine"], dtype=np.float64)
         header = data.get("source_header")
         annotators: dict[str, NDArray[np.uint8]] = {}
-        if "label_map" in data:
+        if (shown := self.heatmap_key) is not None:
             convention = get_convention(self._parser.get("label_convention"))
             label = to_classes(np.asarray(torch.as_tensor(data["label_map"])[0]), convention).astype(np.uint8)
-            maps = {**_heatmaps(data), **maps}
+            maps = {**_heatmaps(data[shown], data.get("relevance")), **maps}
         if self.annotators:
             versions = np.asarray(torch.as_tensor(data["pred"]), dtype=np.uint8)
             label, annotators = versions[0], dict(zip(self.annotators, versions[1:], strict=True))
@@ -183,14 +193,14 @@ def _first(found: Any, mirror: bool) -> Any:
     return one.flip(one.ndim - 3) if mirror else one
 
 
-def _heatmaps(data: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+def _heatmaps(heatmap: Any, relevance: Any) -> dict[str, NDArray[np.float32]]:
     """Fused maps of the regions, those of every modality that is there, and relevance."""
-    found = torch.as_tensor(data.get("heatmap", data["pred"])).float()
+    found = torch.as_tensor(heatmap).float()
     groups = found if found.ndim == 5 else found[None]
     out = {region: groups[0, index].numpy() for index, region in enumerate(REGIONS)}
     out.update(_by_modality("", groups[1:]))
-    if "relevance" in data:
-        out.update(_by_modality("relevance_", torch.as_tensor(data["relevance"]).float()))
+    if relevance is not None:
+        out.update(_by_modality("relevance_", torch.as_tensor(relevance).float()))
     return out
 
 

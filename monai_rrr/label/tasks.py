@@ -209,9 +209,12 @@ class MostUrgent(Strategy):  # type: ignore[misc]
 
 
 def _heatmap_names(model: BundleModel) -> list[str]:
+    names: list[str] = []
+    if model.heatmap_key is not None:
+        names += [*REGIONS, *(f"{modality}_{region}" for modality in model.modalities for region in REGIONS)]
     if model.annotators:
-        return ["disagreement", *(f"deviation_{name}" for name in model.annotators)]
-    return [*REGIONS, *(f"{modality}_{region}" for modality in model.modalities for region in REGIONS)]
+        names += ["disagreement", *(f"deviation_{name}" for name in model.annotators)]
+    return names
 
 
 def _write(array: NDArray[Any], found: Prediction, wanted: InferRequest) -> str:

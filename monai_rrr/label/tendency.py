@@ -23,7 +23,7 @@ from torch import Tensor
 
 from monai_rrr.attribution.tendency_region import annotator_posterior
 from monai_rrr.inferers.tendency import RegionTendency, TendencyMaps, explain_regions, tendency_maps
-from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
+from monai_rrr.networks.nets.right_reasons_net import TellsWhoNet
 from monai_rrr.report.tendency_case import explain_why
 from monai_rrr.report.tendency_record import NOTE
 from monai_rrr.transforms.source_grid import to_source_grid
@@ -36,7 +36,7 @@ MOST = 8
 
 
 def tendency_details(
-    network: AnnotatorTendencyNet, image: Tensor, geometry: Mapping[str, Any]
+    network: TellsWhoNet, image: Tensor, probability: Tensor, geometry: Mapping[str, Any]
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
     """Return the maps of disagreement and of every annotator's deviation, and who and why.
 
@@ -46,12 +46,13 @@ def tendency_details(
     Args:
         network: with weights.
         image: ``1MXYZ``, what the network saw.
+        probability: ``1 1+R C XYZ``, the consensus and every annotator's version, as they are served.
         geometry: of :class:`~monai_rrr.transforms.WholeVolumed`.
 
     Returns:
         name -> ``XYZ`` on the voxels of the file; JSON values: ``who`` (annotator -> share), ``regions``, ``note``.
     """
-    maps = tendency_maps(network, image)
+    maps = tendency_maps(network, image, probability=probability)
     stacked = torch.cat([maps.disagreement, maps.deviation[0]])
     moved = to_source_grid(stacked, geometry)
     names = network.annotators
@@ -69,7 +70,7 @@ def tendency_details(
     return heatmaps, details
 
 
-def _regions(network: AnnotatorTendencyNet, image: Tensor, maps: TendencyMaps, volume: float) -> list[dict[str, Any]]:
+def _regions(network: TellsWhoNet, image: Tensor, maps: TendencyMaps, volume: float) -> list[dict[str, Any]]:
     names = network.annotators
     if not bool((network.tendency_bank.source[..., 0] >= 0).any()):
         found = explain_regions(network, maps, threshold=DISPUTED)[1]

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.bundle import ConfigParser
 
 from monai_rrr.bundle import end_of_log, pass_gate, start_bundle
@@ -26,10 +27,12 @@ from monai_rrr.data.datalist import Case
 from monai_rrr.data.tags import Tags, derive_tags, write_tags
 from monai_rrr.errors import ConfigError, DataError
 from monai_rrr.label.cases import images_of
-from monai_rrr.label.evidence import write_evidence
+from monai_rrr.label.evidence import write_evidence, write_marks
 from monai_rrr.label.model import TRAINED_WITH, BundleModel
 from monai_rrr.label.request import TrainRequest
+from monai_rrr.label.start import weights_for
 from monai_rrr.label.store import EVIDENCE, FINAL, CaseStore
+from monai_rrr.utils.enums import REGIONS
 from monai_rrr.utils.files import atomic_write
 from monai_rrr.utils.tensor_file import read_tensors, write_tensors
 
@@ -37,6 +40,17 @@ __all__ = ["train_bundle"]
 
 CONVENTION = "brats2023"  # of every label that is handed in
 LEAST_CASES = 3
+MIXED_BATCHES = {  # a few corrected cases among many would hardly be seen
+    "_target_": "monai_rrr.data.CaseLoader",
+    "dataset": "@train#dataset",
+    "batch_sampler": {
+        "_target_": "monai_rrr.data.MixedBatchSampler",
+        "has_mask": "$['label' in case for case in @guided] * @slabs_per_case",
+        "batch_size": "@batch_size",
+        "seed": "@seed",
+    },
+    "num_workers": "@num_workers",
+}
 ANY_TAG = 1_000_000  # slices: an evidence mask is no outline of the tumor
 
 
@@ -46,9 +60,14 @@ def train_bundle(
     """Train a bundle with the labels of a store, and put the new weights in place when all went well.
 
     Every annotator's newest ``final`` label counts where the bundle tells annotators apart, else the newest of the
-    case. In other bundles, ``evidence`` labels join the masks that guide heatmaps: evidence is allowed in the tumor and
-    where 1 was drawn, and not allowed where 2 was drawn (see :func:`~monai_rrr.label.evidence.write_evidence`). The
-    guidance is then ``energy``, which asks nothing of the places where evidence is allowed.
+    case; of ``evidence`` labels, it is the newest of the case. A bundle for mixed supervision gets them as what they
+    are, beside tags and outlines (see :class:`~monai_rrr.data.LoadEvidenced`). In others with a guidance term they join
+    the masks that guide heatmaps: evidence is allowed in the tumor and where 1 was drawn, and not allowed where 2 was
+    drawn (see :func:`~monai_rrr.label.evidence.write_evidence`); the guidance is then ``energy``, which asks nothing of
+    the places where evidence is allowed. Half of every batch are cases with such a mask, however few there are.
+
+    A training that goes on from the served weights keeps what does not belong to annotators, and the kernels of those
+    who drew before (see :func:`~monai_rrr.label.start.weights_for`).
 
     Args:
         model: trained; its folder receives the weights.
@@ -71,7 +90,9 @@ def train_bundle(
     work = model.work / "training" / model.name
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    if "annotators" in plain:
+    if "annotators" in plain and "tags_file" in plain:
+        options, report = _mixed(store, work, request, model.annotators, tags or {})
+    elif "annotators" in plain:
         options, report = _annotated(store, work, request)
     else:
         options, report = _guided(store, work, request, plain, tags or {})
@@ -85,10 +106,18 @@ def train_bundle(
         "output_dir": str(work / "eval"),
         "cache_dir": str(model.work / "cache"),
     }
-    configs = [config]
+    overlay: dict[str, Any] = {}
+    if "guided" in plain and report.get("masks", 0) + report.get("evidence_masks", 0):
+        overlay["train::dataloader"] = MIXED_BATCHES
     if request.pretrained and model.weights.is_file():
-        configs.append(work / "pretrained.json")
-        atomic_write(configs[-1], json.dumps({"+train::handlers": [_loader(model.weights)]}).encode())
+        start = model.weights
+        if "annotators" in plain:
+            start = _for_annotators(start, {**plain, **options}, work / "pretrained.pt")
+        overlay["+train::handlers"] = [_loader(start)]
+    configs = [config]
+    if overlay:
+        configs.append(work / "overlay.json")
+        atomic_write(configs[-1], json.dumps(overlay).encode())
     pass_gate(model.folder, configs, options, base=model.folder)
     _run(model.folder, configs, options, work / "train.log")
     weights = work / "models" / "model.pt"
@@ -105,12 +134,47 @@ def _annotated(store: CaseStore, work: Path, request: TrainRequest) -> tuple[dic
         entry["annotations"][one.annotator] = str(one.path)
     _enough(len(entries))
     names = sorted({name for entry in entries.values() for name in entry["annotations"]})
-    ordered = [entries[name] for name in sorted(entries)]
-    count = min(max(1, round(request.held_out * len(ordered))), len(ordered) - 2)
-    sections = {"training": ordered[count:], "test": ordered[:count]}
+    options = _divided([entries[name] for name in sorted(entries)], work, request)
+    return {**options, "annotators": names}, {"cases": len(entries), "annotators": names}
+
+
+def _mixed(
+    store: CaseStore, work: Path, request: TrainRequest, served: Sequence[str], given: Mapping[str, Tags]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Cases with whatever there is of each: slice tags, outlines by annotators, marks of evidence."""
+    entries: list[dict[str, Any]] = []
+    names: set[str] = set()
+    marked = 0
+    for case_id in sorted(store.cases):
+        finals, evidence = store.submissions(FINAL, case_id), store.newest(case_id, EVIDENCE)
+        entry = images_of(store.case(case_id))
+        tags = given.get(case_id)
+        if finals:
+            entry["annotations"] = {one.annotator: str(one.path) for one in finals}
+            names |= set(entry["annotations"])
+            tags = derive_tags([{**entry, "label": str(finals[-1].path)}], CONVENTION)[case_id]
+        if tags is None:
+            continue
+        entry["tags"] = tags
+        if evidence is not None and (marks := write_marks(evidence.path, work / "evidence")):
+            entry["evidence"] = {name: str(path) for name, path in marks.items()}
+            marked += 1
+        entries.append(entry)
+    _enough(len(entries))
+    annotators = sorted(names) or list(served)
+    # what somebody drew is for training: the first ones are held out
+    entries.sort(key=lambda entry: ("annotations" in entry) + 2 * ("evidence" in entry))
+    options = _divided(entries, work, request)
+    report = {"cases": len(entries), "annotators": annotators, "evidence_masks": marked}
+    return {**options, "annotators": annotators, "allow_absent": list(REGIONS)}, report
+
+
+def _divided(entries: Sequence[Mapping[str, Any]], work: Path, request: TrainRequest) -> dict[str, Any]:
+    """Write the datalist, of which the first entries are held out."""
+    count = min(max(1, round(request.held_out * len(entries))), len(entries) - 2)
+    sections = {"training": entries[count:], "test": entries[:count]}
     atomic_write(work / "datalist.json", json.dumps(sections, indent=1).encode())
-    options = {"dataset_dir": str(work), "annotators": names, "batch_size": min(2, len(sections["training"]))}
-    return options, {"cases": len(ordered), "annotators": names}
+    return {"dataset_dir": str(work), "batch_size": min(2, len(sections["training"]))}
 
 
 def _guided(
@@ -145,7 +209,7 @@ def _guided(
         "dataset_dir": str(work / "datalist.json"),
         "tags_file": str(work / "tags.csv"),
         "held_out": request.held_out,
-        "allow_absent": ["WT", "TC", "ET"],
+        "allow_absent": list(REGIONS),
         "batch_size": min(int(plain.get("batch_size", 2)), 2),
     }
     if "mask_share" in plain:
@@ -164,6 +228,15 @@ def _enough(count: int) -> None:
 
 def _loader(weights: Path) -> dict[str, Any]:
     return {"_target_": "monai_rrr.handlers.WeightsLoader", "network": "@network_def", "load_path": str(weights)}
+
+
+def _for_annotators(served: Path, config: Mapping[str, Any], target: Path) -> Path:
+    """Write weights that fit the annotators of a configuration."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config["seed"])
+        fresh = ConfigParser(dict(config)).get_parsed_content("network_def").state_dict()
+    write_tensors(target, weights_for(fresh, read_tensors(served)))
+    return target
 
 
 def _run(bundle: Path, configs: Sequence[Path], options: Mapping[str, Any], log: Path) -> None:

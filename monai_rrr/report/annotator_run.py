@@ -110,10 +110,16 @@ def is_annotator_run(folder: str | Path) -> bool:
 def read_annotator_run(folder: str | Path) -> AnnotatorRun:
     """Read the output folder of a bundle with several annotators; see :func:`~monai_rrr.report.read_run`.
 
+    A bundle that has heatmaps as well writes their scores to ``metrics.csv``; those of annotators are beside it in
+    ``annotators.csv``, and the files of who and why in ``annotators``. Cases that nobody drew are left out.
+
     Raises:
         DataError: When there is no table of scores, it holds no annotator, or a file can't be used.
     """
     table, training, record = run_files(folder)
+    cases = table.parent / "cases"
+    if (beside := table.with_name("annotators.csv")).is_file():
+        table, cases = beside, table.parent / "annotators"
     scores: list[dict[str, Any]] = []
     for line, row in enumerate(table_rows(table, (*KEYS, *NUMBERS)), start=2):
         if row["region"] not in REGIONS:
@@ -121,10 +127,12 @@ def read_annotator_run(folder: str | Path) -> AnnotatorRun:
             raise DataError("metrics-row", message, path=table)
         numbers = {name: table_number(row[name], table, line, name) for name in NUMBERS}
         scores.append({name: row[name] for name in KEYS} | numbers)
+    drawn = {row["case_id"] for row in scores if row["gain"] is not None}
+    scores = [row for row in scores if row["case_id"] in drawn]
     names = tuple(dict.fromkeys(str(row["annotator"]) for row in scores if row["gain"] is not None))
     if not names:
         raise DataError("metrics-empty", "expected scores of at least one annotator, got none", path=table)
-    return AnnotatorRun(names, tuple(scores), training_terms(training), run_record(record), table.parent / "cases")
+    return AnnotatorRun(names, tuple(scores), training_terms(training), run_record(record), cases)
 
 
 def largest_first(run: AnnotatorRun, whys: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:

@@ -21,7 +21,7 @@ import torch
 from monai.transforms import Transform
 
 from monai_rrr.inferers.tendency import tendency_maps
-from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
+from monai_rrr.networks.nets.right_reasons_net import TellsWhoNet
 from monai_rrr.report.image_grid import VolumeGrid
 from monai_rrr.report.tendency_case import class_names
 from monai_rrr.report.tendency_files import RegionChoice, write_maps
@@ -59,7 +59,7 @@ class SaveTendencyd(Transform):
     def __init__(
         self,
         output_dir: str,
-        network: AnnotatorTendencyNet,
+        network: TellsWhoNet,
         convention: str | LabelConvention,
         modalities: Sequence[str] = MODALITIES,
         training_cases: Sequence[Mapping[str, Any]] | None = None,

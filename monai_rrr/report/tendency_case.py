@@ -29,7 +29,7 @@ from monai_rrr.inferers.tendency import (
     explain_regions,
     voxel_saliency_box,
 )
-from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
+from monai_rrr.networks.nets.right_reasons_net import TellsWhoNet
 from monai_rrr.utils.class_map import CLASSES
 
 __all__ = ["Departure", "RegionWhy", "TrainingPatch", "class_names", "explain_why", "location"]
@@ -155,7 +155,7 @@ class RegionWhy:
         return f"{start} becomes {without} instead of {own}; {changed}."
 
 
-def class_names(network: AnnotatorTendencyNet, names: Sequence[str] | None) -> tuple[str, ...]:
+def class_names(network: TellsWhoNet, names: Sequence[str] | None) -> tuple[str, ...]:
     """Check the names of the classes, or find some."""
     count = network.num_classes
     if names is None:
@@ -166,7 +166,7 @@ def class_names(network: AnnotatorTendencyNet, names: Sequence[str] | None) -> t
 
 
 def explain_why(
-    network: AnnotatorTendencyNet,
+    network: TellsWhoNet,
     image: Tensor,
     maps: TendencyMaps,
     threshold: float = 0.2,
@@ -193,9 +193,7 @@ def explain_why(
     return regions, [_why(network, image, maps, regions == one.region, one) for one in found[:most]]
 
 
-def _why(
-    network: AnnotatorTendencyNet, image: Tensor, maps: TendencyMaps, inside: Tensor, found: RegionTendency
-) -> RegionWhy:
+def _why(network: TellsWhoNet, image: Tensor, maps: TendencyMaps, inside: Tensor, found: RegionTendency) -> RegionWhy:
     own = maps.probability[0, 1 + found.annotator].argmax(0)[inside]
     consensus = maps.probability[0, 0].argmax(0)[inside]
     departure, share = _departure(own, consensus, network.num_classes)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from monai_rrr.errors import DataError
 from monai_rrr.inferers.tendency import TendencyMaps, tendency_maps
-from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
+from monai_rrr.networks.nets.right_reasons_net import TellsWhoNet
 from monai_rrr.report.explain import mri_preprocessing
 from monai_rrr.report.image_grid import ImageGrid, SourceGrid
 from monai_rrr.report.pictures import render, style
@@ -73,7 +73,7 @@ class RegionChoice:
 
 
 def write_tendency(
-    network: AnnotatorTendencyNet,
+    network: TellsWhoNet,
     image: MetaTensor,
     case_id: str,
     out: str | Path,
@@ -152,7 +152,7 @@ def write_tendency(
 
 
 def write_maps(
-    network: AnnotatorTendencyNet,
+    network: TellsWhoNet,
     grid: SourceGrid,
     maps: TendencyMaps,
     case_id: str,
@@ -215,7 +215,7 @@ def write_maps(
 
 
 def _arrays(
-    network: AnnotatorTendencyNet, maps: TendencyMaps, regions: Tensor, grid: SourceGrid, values: NDArray[np.uint8]
+    network: TellsWhoNet, maps: TendencyMaps, regions: Tensor, grid: SourceGrid, values: NDArray[np.uint8]
 ) -> dict[str, NDArray[Any]]:
     """All maps on the grid of the image, by name; one annotator after the other, as the volumes are large."""
     outside = 1 - grid.back(torch.ones(1, *regions.shape))[0]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from monai_rrr.attribution.tendency_region import annotator_posterior
 from monai_rrr.inferers.tendency import TendencyMaps
-from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet
+from monai_rrr.networks.nets.right_reasons_net import TellsWhoNet
 from monai_rrr.report.image_grid import SourceGrid, VolumeGrid
 from monai_rrr.report.tendency_case import Box, Departure, RegionWhy, TrainingPatch, location
 from monai_rrr.report.tendency_picture import PatchView, patch_view, why_figure
@@ -125,7 +125,7 @@ class TrainingCases:
 
 
 def why_record(
-    network: AnnotatorTendencyNet,
+    network: TellsWhoNet,
     case_id: str,
     grid: SourceGrid,
     maps: TendencyMaps,

@@ -67,6 +67,24 @@ def test_training_goes_through_all_stages(trained: Any) -> None:
     assert source[..., 0].max() >= 0
 
 
+def test_temperatures_are_chosen_on_cases_of_their_own(
+    team: Path, make_runner: Callable[..., Any], tmp_path: Path
+) -> None:
+    listed = json.loads((team / "datalist.json").read_text())
+    folder = tmp_path / "team"
+    shutil.copytree(team, folder)
+    listed["calibration"] = [listed["training"].pop()]
+    (folder / "datalist.json").write_text(json.dumps(listed))
+    runner = make_runner(NAME)
+    short = {**SHORT, "epochs": 2, "calibration_section": "calibration"}
+    runner.run("train.yaml", dataset_dir=folder, **{**NETWORK, **short})
+    assert runner.record()["training_cases"] == 3
+    temperatures = torch.load(runner.root / "models" / "model.pt", weights_only=True)["temperatures"]
+    assert temperatures.shape == (7,)
+    assert bool((temperatures != 1).all())
+    assert bool((temperatures >= 0.1).all() and (temperatures <= 10).all())
+
+
 @pytest.fixture(scope="module")
 def strong(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the weights with departures as strong as those of a long training, so that annotators disagree."""

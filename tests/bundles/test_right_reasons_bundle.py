@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,10 @@ import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
-from monai_rrr.data import read_tags
+from monai_rrr.data import load_datalist, read_tags
+from monai_rrr.report import write_annotator_report
 from monai_rrr.utils.files import sha256
+from monai_rrr.utils.tensor_file import write_tensors
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -117,6 +119,64 @@ def test_training_uses_what_each_case_has(trained: Any) -> None:
     assert not torch.equal(weights["cam.operating_point"], torch.tensor([[0.5, 0.0]]).repeat(3, 1)), "calibrated"
 
 
+@pytest.fixture(scope="module")
+def strong(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the weights with departures as strong as those of a long training, so that annotators disagree."""
+    weights = torch.load(trained.root / "models" / "model.pt", weights_only=True)
+    for name, value in weights.items():
+        if name.endswith("gamma"):
+            weights[name] = value / value.abs().max()
+    path = tmp_path_factory.mktemp("strong") / "model.pt"
+    write_tensors(path, weights)
+    return path
+
+
+def check_who_and_why(folder: Path, images: Path) -> dict[str, Any]:
+    """What holds for the files about annotators of every case; returns ``why.json``."""
+    case = folder.name
+    files = {path.name.removeprefix(f"{case}_"): path for path in folder.iterdir()}
+    why: dict[str, Any] = json.loads(files["why.json"].read_text())
+    maps = [*(f"seg_{name}" for name in ("consensus", "mixture", *ANNOTATORS)), *(f"tendency_{n}" for n in ANNOTATORS)]
+    maps += ["prob_mean", "who", "who_prob", *(f"disagreement_{kind}" for kind in ("entropy", "js", "region"))]
+    pictures = {f"why_{region['region']}.png" for region in why["regions"]}
+    assert set(files) == {f"{name}.nii.gz" for name in maps} | pictures | {"why.json", "why.html", "provenance.json"}
+    record = json.loads(files["provenance.json"].read_text())
+    assert {path.name: sha256(path) for name, path in files.items() if name != "provenance.json"} == record["outputs"]
+    like = nib.load(images / f"{case}_flair.nii.gz")
+    for name in maps:
+        image = nib.load(files[f"{name}.nii.gz"])
+        assert image.shape[:3] == like.shape
+        np.testing.assert_allclose(image.affine, like.affine, atol=1e-3)
+    who = np.asarray(nib.load(files["who_prob.nii.gz"]).dataobj)
+    assert who.shape[3] == 1 + len(ANNOTATORS)
+    np.testing.assert_allclose(who.sum(-1), 1, atol=1e-4)
+    assert why["annotators"] == ANNOTATORS
+    assert why["regions"], "annotators disagree"
+    for region in why["regions"]:
+        assert sum(region["who"].values()) == pytest.approx(1, abs=1e-3)
+        assert region["most_like"] in ANNOTATORS
+    return why
+
+
+def prototypes_of(why: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [source for region in why["regions"] for source in region["prototypes"]]
+
+
+def test_evaluation_says_who_and_why(
+    trained: Any, strong: Path, data: Path, sections: dict[str, Any], cohort: Any, tmp_path: Path
+) -> None:
+    """Prototypes are places of the only case that was drawn, named by its id."""
+    options = {"dataset_dir": data, "output_dir": tmp_path, "scores": ["dice"], "checkpoint": strong, **TINY}
+    trained.run("train.yaml", "evaluate.yaml", explained_regions=2, **options)
+    folders = sorted((tmp_path / "annotators").iterdir())
+    assert len(folders) == 2
+    shown = [one for f in folders for one in prototypes_of(check_who_and_why(f, cohort.masked / f.name))]
+    assert {(one["case"], one["case_number"]) for one in shown} <= {(sections["training"][0]["case_id"], 0)}
+    cases = load_datalist(data / "datalist.json", section="test", with_annotations=True)
+    text = write_annotator_report(tmp_path, cases, "brats2018", tmp_path / "report").read_text("utf-8")
+    assert text.count("<h3>") == 2 * len(ANNOTATORS) + 1, "cards as drawn and as predicted, and the case that was drawn"
+
+
 def test_evaluation_scores_heatmaps_annotators_and_consensus(trained: Any, data: Path, tmp_path: Path) -> None:
     options = {"dataset_dir": data, "output_dir": tmp_path, "scores": ["dice"], "flips": [0], **TINY}
     trained.run("train.yaml", "evaluate.yaml", **options)
@@ -135,12 +195,14 @@ def test_evaluation_scores_heatmaps_annotators_and_consensus(trained: Any, data:
 
 @pytest.mark.parametrize("used", [["t1", "t1c", "t2", "flair"], ["flair"]], ids=["all", "one"])
 def test_inference_writes_everything_there_is_to_say(
-    trained: Any, cohort: Any, tmp_path: Path, used: list[str]
+    trained: Any, strong: Path, cohort: Any, tmp_path: Path, used: list[str]
 ) -> None:
     """With one modality, the files of the others are not read, and have no heatmap."""
-    trained.run("inference.yaml", dataset_dir=cohort.blind, output_dir=tmp_path, use_modalities=used, **TINY)
+    options = {"use_modalities": used, "checkpoint": strong, "explained_regions": 1}
+    trained.run("inference.yaml", dataset_dir=cohort.blind, output_dir=tmp_path, **options, **TINY)
     folders = sorted((tmp_path / "cases").iterdir())
     assert len(folders) == 6
+    shown = []
     for folder in folders:
         case = folder.name
         regions = [f"{prefix}{region}" for prefix in ("", *(f"{m}_" for m in used)) for region in ("WT", "TC", "ET")]
@@ -152,16 +214,27 @@ def test_inference_writes_everything_there_is_to_say(
         scores = json.loads((folder / f"{case}_class_scores.json").read_text())
         assert all(0 <= scores[region] <= 1 for region in ("WT", "TC", "ET"))
         beside = tmp_path / "annotators" / case
-        masks = {f"{case}_seg_{name}.nii.gz" for name in ("consensus", *ANNOTATORS)}
-        assert {path.name for path in beside.iterdir()} == masks | {f"{case}_provenance.json"}
+        shown += prototypes_of(check_who_and_why(beside, cohort.blind / case))
         like = nib.load(cohort.blind / case / f"{case}_flair.nii.gz")
-        for path in [folder / name for name in maps] + [beside / name for name in masks]:
+        for path in [folder / name for name in maps]:
             image = nib.load(path)
             assert image.shape == like.shape
             np.testing.assert_allclose(image.affine, like.affine, atol=1e-3)
         label = np.asarray(nib.load(folder / f"{case}_pred.nii.gz").dataobj)
         np.testing.assert_array_equal(label, nib.load(beside / f"{case}_seg_consensus.nii.gz").dataobj)
         assert set(np.unique(label)) <= {0, 1, 2, 4}
+    assert {(source["case"], source["case_number"]) for source in shown} <= {(None, 0)}, "without the training list"
+
+
+def test_inference_with_the_training_list_names_training_cases(
+    trained: Any, strong: Path, sections: dict[str, Any], data: Path, cohort: Any, tmp_path: Path
+) -> None:
+    first = min(path for path in cohort.blind.iterdir() if path.is_dir())
+    options = {"training_list": data / "datalist.json", "checkpoint": strong, "explained_regions": 2}
+    trained.run("inference.yaml", dataset_dir=first, output_dir=tmp_path, **options, **TINY)
+    [folder] = (tmp_path / "annotators").iterdir()
+    cases = {source["case"] for source in prototypes_of(check_who_and_why(folder, first))}
+    assert cases <= {sections["training"][0]["case_id"]}
 
 
 def test_stopped_and_resumed_training_is_the_uninterrupted_one(data: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from monai_rrr.errors import DataError
 COMMANDS = sorted(str(command.callback.__name__) for command in app.registered_commands if command.callback)
 WORDS: dict[str, list[str]] = {
     "annotators": ["NOWHERE", "OUT", "--convention", "brats2018"],
+    "archive": ["NOWHERE"],
     "audit": ["NOWHERE", "--bundle", "brats_mri_equivariant_cam", "--convention", "brats2018", "--out", "OUT"],
     "decoy": ["NOWHERE", "OUT", "--convention", "brats2018"],
     "demo": ["--data", "NOWHERE", "--out", "OUT"],

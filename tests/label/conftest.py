@@ -13,12 +13,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,24 +30,14 @@ import pytest
 # programs of other environments
 collect_ignore = ["dicom_series.py", "ohif_viewer.py", "cpu_torchvision/sitecustomize.py"]
 
-ROOT = Path(__file__).parents[2]
+SPEC = importlib.util.spec_from_file_location("served", Path(__file__).with_name("served.py"))
+helpers = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(helpers)
+
+ROOT = helpers.ROOT
 SMALL = {"spacing": 6.0, "roi_size": [32, 32, 8], "channels": [4, 8]}
 SHORT = {"slabs_per_case": 1, "volumes_per_case": 1, "val_interval": 9}
-SHIM = Path(__file__).parent / "cpu_torchvision"
 START_SECONDS, TRAIN_SECONDS = 900, 1800  # on a busy machine
-
-
-def python_with_monai_label() -> str | None:
-    """The interpreter of an environment with MONAI Label: named, made by `make install-label`, or this one."""
-    named = os.environ.get("MONAI_RRR_LABEL_PYTHON")
-    for choice in (named, str(ROOT / ".venv-label" / "bin" / "python"), sys.executable):
-        if choice and Path(choice).exists():
-            found = subprocess.run(
-                [choice, "-c", "import importlib.util as u, sys; sys.exit(not u.find_spec('monailabel'))"]
-            )
-            if found.returncode == 0:
-                return choice
-    return None
 
 
 @dataclass(frozen=True)
@@ -92,9 +82,9 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def label_python() -> str:
     """Return the interpreter; where there is none, the test says so and is skipped."""
-    found = python_with_monai_label()
+    found: str | None = helpers.python_with_monai_label()
     if found is None:
-        pytest.skip("MONAI LABEL IS NOT INSTALLED: `make install-label`, or MONAI_RRR_LABEL_PYTHON=/path/to/python")
+        pytest.skip(helpers.NOT_INSTALLED)
     return found
 
 
@@ -138,10 +128,11 @@ def serve(label_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     def start(studies: str | Path, bundles: list[Path], *words: str, port: int | None = None, **more: str) -> Server:
         home, port = tmp_path_factory.mktemp("server"), port or free_port()
         command = [label_python, "-m", "monai_rrr", "label", "--studies", str(studies), "--work", str(home / "work")]
-        command += ["--port", str(port), *words]
+        command += ["--port", str(port)]
         command += [word for bundle in bundles for word in ("--bundle", str(bundle))]
         command += [word for key, value in {**SMALL, **SHORT}.items() for word in ("--setting", f"{key}={value}")]
-        path = os.pathsep.join([str(ROOT), str(SHIM)])
+        command += words  # the last setting of a name counts
+        path = os.pathsep.join([str(ROOT), str(helpers.SHIM)])
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
         log = home / "server.log"
         with log.open("wb") as file:

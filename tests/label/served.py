@@ -9,10 +9,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What tests of the server share."""
+"""What tests that start a server share."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,22 @@ from monai_rrr.utils.nifti_file import affine_geometry, nifti_bytes
 
 ROOT = Path(__file__).parents[2]
 BUNDLES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/inference.yaml"))
+
+SHIM = Path(__file__).parent / "cpu_torchvision"
+NOT_INSTALLED = "MONAI LABEL IS NOT INSTALLED: `make install-label`, or MONAI_RRR_LABEL_PYTHON=/path/to/python"
+
+
+def python_with_monai_label() -> str | None:
+    """The interpreter of an environment with MONAI Label: named, made by `make install-label`, or this one."""
+    named = os.environ.get("MONAI_RRR_LABEL_PYTHON")
+    for choice in (named, str(ROOT / ".venv-label" / "bin" / "python"), sys.executable):
+        if choice and Path(choice).exists():
+            found = subprocess.run(
+                [choice, "-c", "import importlib.util as u, sys; sys.exit(not u.find_spec('monailabel'))"]
+            )
+            if found.returncode == 0:
+                return choice
+    return None
 
 
 def served_values(label: Path) -> tuple[Any, Any]:

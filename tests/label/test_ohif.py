@@ -20,7 +20,6 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 MODEL, CASE = "brats_mri_guided_attention", "Phantom_0_0001"
 NAMES = {"t1": "t1", "t1c": "t1ce", "t2": "t2", "flair": "flair"}
+DESCRIPTIONS = {"t1": "T1 axial", "t1c": "T1 axial post contrast", "t2": "T2 axial", "flair": "T2 FLAIR axial"}
 PANEL_PORT = 8000  # where OHIF's panel asks
 ORTHANC = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
 PLUGIN = next(iter(sorted(Path("/usr/lib/orthanc").glob("libOrthancDicomWeb.so*"))), None)
@@ -67,44 +67,43 @@ class Archive:
 
 @pytest.fixture(scope="module")
 def archive(label_python: str, studies: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
+    """The command line of an archive, as a user starts it, with one case."""
     if ORTHANC is None or PLUGIN is None:
         pytest.skip("ORTHANC IS NOT INSTALLED: apt-get install orthanc orthanc-dicomweb")
-    home = tmp_path_factory.mktemp("orthanc")
+    home = tmp_path_factory.mktemp("archive")
+    shutil.copytree(studies / CASE, home / "studies" / CASE)
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    web = {"Enable": True, "Root": "/dicom-web/", "EnableWado": True, "WadoRoot": "/wado", "Host": "127.0.0.1"}
-    settings = {
-        "StorageDirectory": str(home / "db"),
-        "IndexDirectory": str(home / "db"),
-        "HttpPort": port,
-        "Locale": "C",
-        "DicomServerEnabled": False,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "Plugins": [str(PLUGIN)],
-        "DicomWeb": {**web, "Ssl": False},
-    }
-    (home / "orthanc.json").write_text(json.dumps(settings))
+    command = [label_python, "-m", "monai_rrr", "archive", "studies", "--port", str(port)]
     with (home / "log").open("wb") as log:
-        process = subprocess.Popen([ORTHANC, str(home / "orthanc.json")], stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
-        url = f"http://127.0.0.1:{port}"
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"{url}/system", timeout=5).read()
-                break
-            except OSError:
-                assert process.poll() is None, (home / "log").read_text()
-                time.sleep(0.5)
-        words = [f"{m}={studies / CASE / f'{CASE}_{alias}.nii.gz'}" for m, alias in NAMES.items()]
-        command = [label_python, str(HERE / "dicom_series.py"), url, *words]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        yield Archive(f"{url}/dicom-web", **json.loads(done.stdout))
+        line = process.stdout.readline()
+        assert line.startswith(f"{CASE}: http://127.0.0.1:8000/ohif/"), f"{line}{(home / 'log').read_text()}"
+        study = line.strip().rpartition("=")[2]
+        assert f"monai-rrr label --studies http://127.0.0.1:{port}/dicom-web" in process.stdout.readline()
+        url = f"http://127.0.0.1:{port}/dicom-web"
+        listed = json.loads(urllib.request.urlopen(f"{url}/studies/{study}/series", timeout=60).read())
+        named = {one["0008103E"]["Value"][0]: one["0020000E"]["Value"][0] for one in listed}
+        yield Archive(url, study, {modality: named[text] for modality, text in DESCRIPTIONS.items()})
     finally:
         process.terminate()
-        process.wait(30)
+        assert process.wait(30) == 0, (home / "log").read_text()
+    with socket.socket() as one:
+        assert one.connect_ex(("127.0.0.1", port)), "the archive ended with the command"
+
+
+def test_a_port_in_use_is_named(archive: Archive, label_python: str, tmp_path: Path) -> None:
+    port = archive.url.split(":")[2].split("/")[0]
+    (tmp_path / "one").mkdir()
+    for name in NAMES.values():
+        volume = nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4))
+        nib.save(volume, tmp_path / "one" / f"one_{name}.nii.gz")
+    command = [label_python, "-m", "monai_rrr", "archive", str(tmp_path), "--port", port, "--work", str(tmp_path / "w")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stdout
+    assert "[archive-failed]" in done.stderr
 
 
 @pytest.fixture(scope="module")

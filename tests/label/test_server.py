@@ -34,6 +34,7 @@ SPEC.loader.exec_module(helpers)
 pytestmark = pytest.mark.slow
 
 GUIDED, TENDENCY = "brats_mri_guided_attention", "brats_mri_annotator_tendency"
+FLAGSHIP = "brats_mri_right_reasons"
 CASE, HEALTHY = "Phantom_0_0001", "Phantom_0_0000"
 
 
@@ -140,6 +141,18 @@ def test_one_annotators_version(server: Any) -> None:
     assert image_of(server, TENDENCY, annotator=names[1]).shape == image_of(server, TENDENCY).shape
 
 
+def test_one_bundle_says_where_who_and_why(server: Any) -> None:
+    models = server.json("GET", "/info/")["models"]
+    names = models[f"{FLAGSHIP}_heatmap"]["config"]["heatmap"]
+    assert {"WT", "t1c_ET", "disagreement", "deviation_a1"} <= set(names)
+    details = server.json("POST", f"/infer/{FLAGSHIP}?image={CASE}&output=json")
+    assert set(names) == set(details["heatmaps"])
+    assert {"class_scores", "regions", "note", "disputed_ml"} <= set(details)
+    assert {"evidence_outside", "modality_disagreement", "annotator_disagreement"} <= set(details["scores"])
+    shown = image_of(server, f"{FLAGSHIP}_heatmap", heatmap="disagreement", levels=0)
+    assert shown.shape == image_of(server, FLAGSHIP, annotator="a1").shape
+
+
 def test_scores_choose_the_next_case(server: Any) -> None:
     assert server.call("POST", "/activelearning/evidence_outside").status_code == 409
     server.json("POST", "/scoring/explanations")
@@ -176,16 +189,17 @@ def test_labels_train_the_bundle(server: Any, studies: Path, name: str) -> None:
     record = json.loads((server.work / "bundles" / name / "models" / "model.pt.json").read_text())
     assert record["trained"]["cases"] == 5
     details = server.json("POST", f"/infer/{name}?image={CASE}&output=json")
-    if name == TENDENCY:
+    if name in (TENDENCY, FLAGSHIP):
         assert record["trained"]["annotators"] == ["reader_a", "reader_b"]
         assert details["annotators"] == ["reader_a", "reader_b"]
         assert {"regions", "note"} <= set(details)
-    else:
+    if name != TENDENCY:
         after = np.asarray(image_of(server, f"{name}_heatmap", levels=0).dataobj)
         assert not np.array_equal(shown, after), "new weights are served without a restart"
 
 
-def test_evidence_labels_guide_the_heatmap(server: Any, studies: Path) -> None:
+@pytest.mark.parametrize("name", [GUIDED, FLAGSHIP])
+def test_evidence_labels_guide_the_heatmap(server: Any, studies: Path, name: str) -> None:
     values, affine = helpers.served_values(studies / CASE / f"{CASE}_seg.nii.gz")
     marks = np.zeros_like(values)
     marks[:10] = 2
@@ -199,10 +213,12 @@ def test_evidence_labels_guide_the_heatmap(server: Any, studies: Path) -> None:
     assert answer == {"image": CASE, "label": CASE, "tag": "evidence"}
     for case in cases_of(server):
         hand_in(server, studies, case, "reader_a")
-    server.json("POST", f"/train/{GUIDED}", json={"max_epochs": 1, "val_split": 0.3})
+    server.json("POST", f"/train/{name}", json={"max_epochs": 1, "val_split": 0.0})
     assert server.wait("train")["status"] == "DONE", server.tail()
-    record = json.loads((server.work / "bundles" / GUIDED / "models" / "model.pt.json").read_text())
+    record = json.loads((server.work / "bundles" / name / "models" / "model.pt.json").read_text())
     assert record["trained"]["evidence_masks"] == 1
+    rows = (server.work / "training" / name / "eval" / "training.csv").read_text().splitlines()
+    assert any(float(row.split(",")[-1]) > 0 for row in rows if ",guidance," in row), "the term saw the marks"
 
 
 @pytest.mark.parametrize(

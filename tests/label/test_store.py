@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from monai_rrr.data import load_datalist
+from monai_rrr.data import load_datalist, read_verified
 from monai_rrr.errors import DataError
 from monai_rrr.label import CaseStore, write_evidence
+from monai_rrr.label.evidence import write_marks
 from monai_rrr.utils.nifti_file import affine_geometry, nifti_bytes
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
@@ -132,14 +133,12 @@ def test_v5_killed_while_a_label_is_saved(store: CaseStore, tmp_path: Path, line
     for value in (0, 1):
         label(tmp_path, value + 1).rename(tmp_path / f"{value}.nii.gz")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, env=environment, text=True
-    )
-    assert writer.stdout is not None
-    for _ in range(lines):
-        last = writer.stdout.readline()
-    writer.send_signal(signal.SIGKILL)
-    writer.wait()
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as writer:
+        assert writer.stdout is not None
+        for _ in range(lines):
+            last = writer.stdout.readline()
+        writer.send_signal(signal.SIGKILL)
     found = store.newest("b", "final")
     assert found is not None
     assert found.info["turn"] >= int(last)
@@ -154,11 +153,20 @@ def test_evidence_marks_become_a_mask(tmp_path: Path) -> None:
     marks[0], marks[1] = 1, 2
     tumor[1:3] = 2
     drawn, final = write(tmp_path / "m.nii.gz", marks), write(tmp_path / "f.nii.gz", tumor)
-    from monai_rrr.data import read_verified
-
     both = read_verified(write_evidence(drawn, final, tmp_path / "x.nii.gz")).array
     assert [int(both[x, 0, 0]) for x in range(4)] == [3, 0, 2, 0], "allowed, not allowed, tumor, nothing"
     marks[0] = 0
     alone = read_verified(write_evidence(write(tmp_path / "n.nii.gz", marks), None, tmp_path / "y.nii.gz"))
     assert [int(alone.array[x, 0, 0]) for x in range(4)] == [3, 0, 3, 3], "all but what is not allowed"
     assert np.allclose(alone.affine, AFFINE)
+
+
+def test_evidence_marks_are_told_apart(tmp_path: Path) -> None:
+    marks = np.zeros(SHAPE, np.uint8)
+    marks[0], marks[1] = 1, 2
+    found = write_marks(write(tmp_path / "m.nii.gz", marks), tmp_path / "out")
+    assert {name: int(read_verified(path).array.sum()) for name, path in found.items()} == {
+        **{"allowed": 110, "not_allowed": 110},
+    }
+    marks[0] = 0
+    assert set(write_marks(write(tmp_path / "n.nii.gz", marks), tmp_path / "out")) == {"not_allowed"}

@@ -96,6 +96,42 @@ def test_departure_as_the_equation_says() -> None:
     assert torch.allclose(trace.features["annotator_logits"][1, :, :, 3, 2, 1], expected, atol=1e-6)
 
 
+def test_kernels_of_three_voxels_start_as_those_of_one_and_see_the_neighborhood() -> None:
+    network, one = awake(make(kernel_size=3)).double(), awake(make()).double()
+    one.load_state_dict({k: v for k, v in network.state_dict().items() if "around" not in k})
+    assert torch.equal(network(image().double()).annotators, one(image().double()).annotators)
+    around = network.tendencies[1].around
+    around.data[0, :, 2, 1, 1] = 0.5 * network.tendencies[1].kernels()[0, 0].detach()  # one voxel further
+    features = torch.randn(1, 8, *SIZE, dtype=torch.float64)
+    embedding = one.embed(features)
+    here = torch.einsum("e,edhw->dhw", network.tendencies[1].kernels()[0, 0], embedding[0])
+    there = torch.cat([here[1:], torch.zeros_like(here[:1])])
+    scale = torch.tensor(8.0, dtype=torch.float64)
+    changed, before = (net.tendencies[1](embedding, scale)[0] for net in (network, one))
+    pair = torch.stack(
+        [here + 0.5 * there, torch.einsum("e,edhw->dhw", network.tendencies[1].kernels()[0, 1], embedding[0])]
+    )
+    best = (8 * pair).exp().mean(0).log()
+    plain = (8 * torch.stack([here, pair[1]])).exp().mean(0).log()
+    assert torch.allclose((changed - before)[0], 1.5 * 0.75 * (best - plain), atol=1e-6)
+    assert sum(p.numel() for p in make(kernel_size=3).add_annotator("d")) == 28 * C * 2 * 8 + 1
+
+
+def test_temperatures_divide_the_logits_and_come_with_the_weights() -> None:
+    network = awake(make())
+    before = network(image())
+    network.temperatures.copy_(torch.tensor([2.0, 1.0, 0.5, 4.0]))
+    after = network(image())
+    assert torch.allclose(after.consensus, before.consensus / 2)
+    divided = before.annotators / torch.tensor([1.0, 0.5, 4.0])[:, None, None, None, None]
+    assert torch.allclose(after.annotators, divided)
+    other = make()
+    other.load_state_dict(network.state_dict())
+    assert torch.equal(other.temperatures, network.temperatures)
+    network.add_annotator("d")
+    assert network.temperatures.tolist() == [2, 1, 0.5, 4, 1]
+
+
 def test_absent_annotators_get_no_gradient_and_values_stay() -> None:
     network = awake(make())
     annotated = torch.tensor([[True, False, False], [False, True, False]])
@@ -281,6 +317,7 @@ def test_compiles_as_one_graph() -> None:
         ({"annotators": ""}, "annotators must be sorted ids"),
         ({"output": "all"}, "output must be tendency or consensus"),
         ({"stride": 4}, "stride must be 1 or 2"),
+        ({"kernel_size": 2}, "size must be 1 or 3"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"queue": 4}, "expected 1 <= least <= newest <= queue"),
     ],

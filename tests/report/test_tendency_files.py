@@ -32,7 +32,7 @@ from monai_rrr.engines import PrepareAnnotations
 from monai_rrr.errors import DataError
 from monai_rrr.handlers import PrototypeUpdate
 from monai_rrr.inferers import RegionTendency, tendency_maps
-from monai_rrr.networks import AnnotatorTendencyNet
+from monai_rrr.networks import AnnotatorTendencyNet, MultimodalCAMNet, RightReasonsNet
 from monai_rrr.report import RegionChoice, SaveTendencyd, write_tendency
 from monai_rrr.report.tendency_case import Departure, RegionWhy
 
@@ -117,9 +117,12 @@ def files(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     return write(toy, tmp_path_factory.mktemp("tendency"))
 
 
+def prepare() -> Compose:
+    return Compose([Orientation("RAS", labels=(("L", "R"), ("P", "A"), ("I", "S"))), CropForeground(lambda x: x != 0)])
+
+
 def write(toy: Toy, out: Path, **more: Any) -> dict[str, Path]:
-    steps = [Orientation("RAS", labels=(("L", "R"), ("P", "A"), ("I", "S"))), CropForeground(lambda x: x != 0)]
-    options: dict[str, Any] = {"names": NAMES, "preprocessing": Compose(steps), "training_cases": toy.cases} | more
+    options: dict[str, Any] = {"names": NAMES, "preprocessing": prepare(), "training_cases": toy.cases} | more
     written = write_tendency(toy.network, toy.image, "a/b", out, MODALITIES, **options)
     assert {path.parent.name for path in written} == {"a%2Fb"}
     return {path.name.removeprefix("a%2Fb_"): path for path in written}
@@ -376,3 +379,30 @@ def test_exception(toy: Toy, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="image with values other than 0"):
         write(air, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_has_heatmaps_as_well_says_who_and_why(toy: Toy, tmp_path: Path) -> None:
+    """Its layers have the same names, whatever it returns when it is called alone."""
+    torch.manual_seed(0)
+    decoder = UNet(3, in_channels=4, out_channels=8, channels=(4, 8), strides=(2,))
+    sizes: dict[str, int] = {"num_classes": 3, "features": 8, "regions": 2, "width": 16, "slots": 2, "queue": 1024}
+    tendency = AnnotatorTendencyNet(toy.network.annotators, backbone=decoder, shared_slots=2, **sizes)
+    for one in tendency.tendencies:
+        torch.nn.init.constant_(one.gamma, 2.0)
+    cam = MultimodalCAMNet(modalities=MODALITIES, num_classes=2, channels=(4,))
+    for output in ("all", "consensus"):
+        network = RightReasonsNet(cam, tendency, features=4, output=output)
+        plain = [{**case, "image": case["image"].as_tensor()} for case in toy.cases]
+        PrototypeUpdate(network, DataLoader(plain, batch_size=4), toy.prepare).push()
+        files = {
+            path.name.removeprefix("a%2Fb_"): path
+            for path in write_tendency(
+                network, toy.image, "a/b", tmp_path / output, MODALITIES, toy.cases, preprocessing=prepare()
+            )
+        }
+        why = json.loads(files["why.json"].read_text())
+        assert why["regions"]
+        shown = [source for region in why["regions"] for source in region["prototypes"]]
+        assert {source["case"] for source in shown} <= {case["case_id"] for case in toy.cases}
+        assert shown
+        assert values(files["who_prob.nii.gz"]).shape == (*toy.image.shape[1:], 4)

@@ -14,11 +14,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shlex
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+SPEC = importlib.util.spec_from_file_location("served", Path(__file__).parents[1] / "label" / "served.py")
+helpers = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(helpers)
 
 TUTORIALS = sorted((Path(__file__).parents[2] / "tutorials").glob("*.ipynb"))
 HEADER = [
@@ -41,6 +48,8 @@ def test_there_are_tutorials() -> None:
         "03_fine_tune_without_labels",
         "04_classifier_to_segmenter",
         "05_who_and_why",
+        "06_correct_where_it_looks",
+        "07_your_own_brats_folder",
     ]
 
 
@@ -70,9 +79,24 @@ def test_nothing_but_source_is_stored(path: Path) -> None:
     assert path.stat().st_size < 100_000
 
 
+@pytest.fixture
+def label_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a program that runs the Python of the environment with MONAI Label; without one, the test says so."""
+    found = helpers.python_with_monai_label()
+    if found is None:
+        pytest.skip(helpers.NOT_INSTALLED)
+    program = tmp_path_factory.mktemp("label") / "python"
+    path = shlex.quote(os.pathsep.join([str(helpers.ROOT), str(helpers.SHIM)]))
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={path} exec {shlex.quote(found)} "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
-def test_j1_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_j1_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if "MONAI_RRR_LABEL_PYTHON" in path.read_text("utf-8"):
+        monkeypatch.setenv("MONAI_RRR_LABEL_PYTHON", str(request.getfixturevalue("label_python")))
     monkeypatch.setenv("MONAI_DATA_DIRECTORY", str(tmp_path))
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = read(path)

@@ -60,24 +60,30 @@ class AnnotatorKernels(nn.Module):
     .. math:: a_{c,m}(v) = s\, \langle k_{c,m}, g(v) \rangle, \qquad \Delta_c(v) = \gamma \big[ \tau \log \tfrac1M
               \sum_m e^{a_{c,m}(v) / \tau} - \operatorname{mean}_c(\cdot) \big]
 
-    With ``gamma`` 0, where training starts, the annotator draws what the consensus draws.
+    With ``gamma`` 0, where training starts, the annotator draws what the consensus draws. Kernels of 3x3x3 voxels add
+    to ``a`` what the neighborhood answers, ``s`` times a convolution of ``g`` that starts at 0: ``k`` stays the
+    direction that prototypes are compared with.
 
     Args:
         num_classes: ``C``.
         slots: ``M``.
         width: dimensions of the embedding.
         temperature: ``tau``; lower lets one kernel speak for all.
+        size: voxels along an edge of the kernels, 1 or 3.
 
     Shape:
         - embedding: ``BEdhw``; scale: scalar; output: ``BCdhw`` float32 at least, sums to 0 over the classes.
     """
 
-    def __init__(self, num_classes: int, slots: int, width: int, temperature: float = 1.0) -> None:
+    def __init__(self, num_classes: int, slots: int, width: int, temperature: float = 1.0, size: int = 1) -> None:
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
+        if size not in (1, 3):
+            raise ValueError(f"size must be 1 or 3, got {size}")
         self.temperature = temperature
         self.weight = nn.Parameter(F.normalize(torch.randn(num_classes, slots, width), dim=-1))
+        self.around = nn.Parameter(torch.zeros(num_classes * slots, width, 3, 3, 3)) if size == 3 else None
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def kernels(self) -> Tensor:
@@ -89,6 +95,8 @@ class AnnotatorKernels(nn.Module):
         kernels = self.kernels()
         classes, slots, width = kernels.shape
         cosine = F.conv3d(embedding, kernels.reshape(classes * slots, width, 1, 1, 1))
+        if self.around is not None:
+            cosine = cosine + F.conv3d(embedding, full_precision(self.around), padding=1)
         with torch.autocast(embedding.device.type, enabled=False):
             cosine = cosine.to(kernels.dtype).unflatten(1, (classes, slots))
             best = torch.logsumexp(scale * cosine / self.temperature, 2) - log(slots)

@@ -48,13 +48,15 @@ class AnnotatorTendencyNet(nn.Module):
     r"""A consensus, and kernel subsets that say how each annotator departs from it. **TAX-style, re-derived**.
 
     .. math:: z_0 = W_0 F, \qquad \tilde\Delta_r = \Delta_r - \sum_s \rho_s \Delta_s, \qquad
-              z_r = z_0 + \tilde\Delta_r, \qquad p_r = \mathrm{softmax}\, z_r
+              z_r = z_0 + \tilde\Delta_r, \qquad p_r = \mathrm{softmax}\, z_r / T_r
 
     with :math:`F` the features of any 3D segmentation network and :math:`\Delta_r` of
     :class:`~monai_rrr.networks.blocks.tendency.AnnotatorKernels`. As :math:`\sum_r \rho_r \tilde\Delta_r = 0`, the
     consensus is the log-opinion pool of the annotators and nothing can be moved between both. All start at the
     consensus. The kernels of annotators who did not draw a case get no gradient from it, by ``annotated``: the values
-    are the same, but the centering passes none on to them.
+    are the same, but the centering passes none on to them. The temperatures ``T_r``, that of the consensus first, are
+    buffers: 1 in training, and chosen on cases of their own when it has ended, by
+    :class:`~monai_rrr.handlers.AnnotatorTemperature`. The logits that the network gives are divided by them.
 
     Beside it: a bank of prototypes (buffers only), and a head for signed distances to the boundaries of the regions,
     which makes the features linear in the distance, so that a tendency of some millimeters is within reach of kernels
@@ -80,12 +82,13 @@ class AnnotatorTendencyNet(nn.Module):
         checkpointing: compute each annotator's response again in ``backward`` instead of keeping it in memory.
         output: ``"tendency"`` returns :class:`TendencyOutput`, ``"consensus"`` its first part, for parts of MONAI that
             expect one tensor.
+        kernel_size: voxels along an edge of the kernels, 1 or 3.
 
     Shape:
         - image: ``BMDHW``; annotated: ``BR`` boolean, who drew the case; default: all.
-        - layers to record: ``annotator_logits`` ``BRCDHW``, ``embedding`` ``BEdhw``, ``signed_distance``
-          ``B regions DHW`` in mm, ``kernels`` ``RCME``, ``scale`` scalar, ``shared_prototypes`` ``C K E``,
-          ``tendency_prototypes`` ``RCME``, ``prior`` ``1+R``.
+        - layers to record: ``consensus`` ``BCDHW``, ``annotator_logits`` ``BRCDHW``, ``embedding`` ``BEdhw``,
+          ``signed_distance`` ``B regions DHW`` in mm, ``kernels`` ``RCME``, ``scale`` scalar, ``shared_prototypes``
+          ``C K E``, ``tendency_prototypes`` ``RCME``, ``prior`` ``1+R``.
 
     Raises:
         ValueError: When annotators are none, twice, not sorted or too long, an argument does not fit, or the backbone
@@ -108,6 +111,7 @@ class AnnotatorTendencyNet(nn.Module):
     annotator_ids: Tensor
     rho: Tensor
     prior_weight: Tensor
+    temperatures: Tensor
 
     def __init__(
         self,
@@ -125,6 +129,7 @@ class AnnotatorTendencyNet(nn.Module):
         queue: int = 4096,
         checkpointing: bool = False,
         output: str = "tendency",
+        kernel_size: int = 1,
     ) -> None:
         super().__init__()
         if output not in ("tendency", "consensus"):
@@ -134,6 +139,7 @@ class AnnotatorTendencyNet(nn.Module):
         self.annotators: tuple[str, ...] = tuple(annotators)
         self.num_classes, self.features, self.slots, self.width = num_classes, features, slots, width
         self.temperature, self.checkpointing, self.output = temperature, checkpointing, output
+        self.kernel_size = kernel_size
         self.freeze_backbone = False
         if backbone is None:
             backbone = SegResNet(init_filters=16, in_channels=in_channels, out_channels=features)
@@ -143,15 +149,16 @@ class AnnotatorTendencyNet(nn.Module):
         self.embed = TendencyEmbedding(features, width, stride)
         self.log_scale = nn.Parameter(torch.tensor(8.0).log())
         count = len(self.annotators)
-        self.tendencies = nn.ModuleList(AnnotatorKernels(num_classes, slots, width, temperature) for _ in range(count))
+        self.tendencies = nn.ModuleList(self._new_kernels() for _ in range(count))
         self.shared_bank = PrototypeBank(num_classes, shared_slots, width, queue)
         self.tendency_bank = PrototypeBank(count * num_classes, slots, width, queue)
         self.register_buffer("annotator_ids", _as_bytes(self.annotators))
         self.register_buffer("rho", torch.full((count,), 1 / count))
         self.register_buffer("prior_weight", torch.full((1 + count,), 1 / (1 + count)))
-        self.annotator_logits, self.embedding, self.signed_distance = nn.Identity(), nn.Identity(), nn.Identity()
-        self.kernels, self.scale, self.prior = nn.Identity(), nn.Identity(), nn.Identity()
-        self.shared_prototypes, self.tendency_prototypes = nn.Identity(), nn.Identity()
+        self.register_buffer("temperatures", torch.ones(1 + count))
+        self.consensus, self.annotator_logits, self.embedding = nn.Identity(), nn.Identity(), nn.Identity()
+        self.signed_distance, self.kernels, self.scale = nn.Identity(), nn.Identity(), nn.Identity()
+        self.prior, self.shared_prototypes, self.tendency_prototypes = nn.Identity(), nn.Identity(), nn.Identity()
 
     def forward(self, image: Tensor, annotated: Tensor | None = None) -> TendencyOutput | Tensor:
         """Return the logits of the consensus and of every annotator."""
@@ -171,7 +178,9 @@ class AnnotatorTendencyNet(nn.Module):
             departure = torch.where(drawn, departure, departure.detach())
         with torch.autocast(image.device.type, enabled=False):
             center = torch.einsum("r,brcdhw->bcdhw", self.rho.to(departure.dtype), departure)
-            logits = self.annotator_logits((consensus - center)[:, None] + departure)
+            logits = (consensus - center)[:, None] + departure
+            logits = self.annotator_logits(logits / self.temperatures[1:, None, None, None, None])
+            consensus = self.consensus(consensus / self.temperatures[0])
         self.kernels(torch.stack([tendency.kernels() for tendency in self._subsets()]))
         self.shared_prototypes(self.shared_bank.prototype)
         self.tendency_prototypes(self.tendency_bank.prototype.unflatten(0, (-1, self.num_classes)))
@@ -180,6 +189,9 @@ class AnnotatorTendencyNet(nn.Module):
 
     def _subsets(self) -> list[AnnotatorKernels]:
         return cast("list[AnnotatorKernels]", list(self.tendencies))
+
+    def _new_kernels(self) -> AnnotatorKernels:
+        return AnnotatorKernels(self.num_classes, self.slots, self.width, self.temperature, self.kernel_size)
 
     def _departure(self, tendency: nn.Module, embedding: Tensor, scale: Tensor, size: Sequence[int]) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
@@ -243,7 +255,7 @@ class AnnotatorTendencyNet(nn.Module):
         is that of an average annotator.
 
         Returns:
-            the parameters to fit: ``C M E + 1``.
+            the parameters to fit: ``C M E + 1``, with kernels of 3x3x3 voxels ``28 C M E + 1``.
 
         Raises:
             ValueError: When the id is there already.
@@ -255,13 +267,14 @@ class AnnotatorTendencyNet(nn.Module):
         self.requires_grad_(False)
         self.freeze_backbone = True
         self.train(self.training)
-        added = AnnotatorKernels(self.num_classes, self.slots, self.width, self.temperature).to(self.log_scale)
+        added = self._new_kernels().to(self.log_scale)
         self.tendencies.append(added)
         self.annotators, self.annotator_ids = (*self.annotators, name), ids
         self.tendency_bank.extend(self.num_classes)
         self.rho = torch.cat([self.rho, torch.zeros(1, device=device)])
         prior = torch.cat([self.prior_weight, self.prior_weight[1:].mean().reshape(1)])
         self.prior_weight = prior / prior.sum()
+        self.temperatures = torch.cat([self.temperatures, torch.ones(1, device=device)])
         return list(added.parameters())
 
 

@@ -19,17 +19,16 @@ import torch.nn.functional as F
 from monai.networks.nets import UNet
 from torch import Tensor, nn
 
-from monai_rrr.losses.reduction import full_precision
 from monai_rrr.networks.blocks.modality import ModalityConv, ModalityStem
 from monai_rrr.networks.blocks.prototype_bank import PrototypeBank
 from monai_rrr.networks.blocks.reliability import Reliability
 from monai_rrr.networks.nets.annotator_tendency import AnnotatorTendencyNet, TendencyOutput
 from monai_rrr.networks.nets.multimodal import MultimodalCAMNet
 
-__all__ = ["RightReasonsNet", "RightReasonsOutput"]
+__all__ = ["RightReasonsNet", "RightReasonsOutput", "TellsWhoNet"]
 
 # what AnnotatorTendencyNet lets be recorded; known here under the same names
-_LAYERS = ("annotator_logits", "embedding", "signed_distance", "kernels", "scale", "prior")
+_LAYERS = ("consensus", "annotator_logits", "embedding", "signed_distance", "kernels", "scale", "prior")
 _BANKS = ("shared_prototypes", "tendency_prototypes")
 
 
@@ -69,8 +68,8 @@ class RightReasonsNet(nn.Module):
     Shape:
         - image: ``B M H W D``, 0 outside the brain, of sizes that both parts accept; present: ``B M`` boolean, default:
           a modality is there when it is not 0 everywhere; annotated: ``B R`` boolean, who drew the case.
-        - layers to record: ``cam.class_maps``, ``cam.reliability``, ``class_scores`` ``B M K``, ``consensus``
-          ``B C H W D``, and those of :class:`AnnotatorTendencyNet`, under their names there.
+        - layers to record: ``cam.class_maps``, ``cam.reliability``, ``class_scores`` ``B M K``, and those of
+          :class:`AnnotatorTendencyNet`, under their names there.
 
     Raises:
         ValueError: When ``output`` is unknown or the shape of the image does not fit.
@@ -104,7 +103,7 @@ class RightReasonsNet(nn.Module):
             decoder = UNet(3, features, 16, channels=(16, 32, 64), strides=(2, 2), num_res_units=1)
             tendency = AnnotatorTendencyNet([f"a{n}" for n in range(1, 7)], backbone=decoder, features=16)
         self.output = output
-        self.class_scores, self.consensus = nn.Identity(), nn.Identity()
+        self.class_scores = nn.Identity()
         for name in (*_LAYERS, *_BANKS):
             # before `tendency`: a module of two names is found under the first
             self.add_module(name, getattr(tendency, name))
@@ -125,8 +124,7 @@ class RightReasonsNet(nn.Module):
         scores = self.class_scores(cam.score(maps, image, available))
         shared = self._shared(image, available, cam.place(self.project(hidden, cam.branch(rows)), rows, available))
         found = cast(TendencyOutput, self.tendency(shared, annotated))
-        consensus = self.consensus(full_precision(found.consensus))
-        return RightReasonsOutput(scores, consensus, found.annotators) if self.output == "all" else consensus
+        return RightReasonsOutput(scores, *found) if self.output == "all" else found.consensus
 
     def _shared(self, image: Tensor, available: Tensor, projected: Tensor) -> Tensor:
         """Mean features ``B F H W D`` of the modalities that are there."""
@@ -164,6 +162,16 @@ class RightReasonsNet(nn.Module):
         return self.cam.reliability
 
     @property
+    def rho(self) -> Tensor:
+        """How much each annotator counts for the consensus, ``R``; a buffer of ``tendency``."""
+        return self.tendency.rho
+
+    @property
+    def prior_weight(self) -> Tensor:
+        """Prior of the assignment, ``1+R``; a buffer of ``tendency``."""
+        return self.tendency.prior_weight
+
+    @property
     def shared_bank(self) -> PrototypeBank:
         """Prototypes that all annotators share; a part of ``tendency``."""
         return self.tendency.shared_bank
@@ -190,3 +198,7 @@ class RightReasonsNet(nn.Module):
     def tendency_parameters(self) -> list[nn.Parameter]:
         """Return what makes annotators differ, see :class:`AnnotatorTendencyNet`."""
         return self.tendency.tendency_parameters()
+
+
+TellsWhoNet = AnnotatorTendencyNet | RightReasonsNet
+"""Networks of several annotators, whose layers, banks and buffers have the same names."""
