@@ -31,12 +31,16 @@ class Arm:
         share: of the training cases that come with masks.
         overlays: of the bundle's ``train.yaml``.
         result: where its masks come from: ``heatmap`` at the threshold that the tags chose, or ``consensus``.
+        controls: whether cases that are tagged to have no tumor count as drawn, by an empty mask of every annotator.
+        batch_size: slabs of a step; half of them have masks where only some cases do.
     """
 
     tags: bool = True
     share: float = 0.1
     overlays: tuple[str, ...] = ()
     result: str = "consensus"
+    controls: bool = False
+    batch_size: int = 2
 
 
 ARMS = {
@@ -53,9 +57,12 @@ ARMS = {
     "plain_cam": Arm(share=0.0, overlays=("plain_cam",), result="heatmap"),
     "masks_all": Arm(tags=False, share=1.0, overlays=("masks_only",)),
     "masks_every_term": Arm(tags=False),
+    "mixed_controls": Arm(controls=True),
+    "mixed_batch_4": Arm(batch_size=4),
 }
 """The first four are the comparison. ``masks_only`` is ``mixed`` without any term on class maps, in the same batches;
-``masks_every_term`` is ``masks`` with all of them, by the tags that masks imply."""
+``masks_every_term`` is ``masks`` with all of them, by the tags that masks imply. ``mixed_batch_4`` sees as many slabs
+with masks as ``masks``."""
 
 
 def manifest_of(arm: Arm, cases: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:
@@ -72,7 +79,8 @@ def manifest_of(arm: Arm, cases: Sequence[Mapping[str, Any]], seed: int) -> list
     tumors = [{"case_id": case["case_id"], "label": True} for case in cases if case["tags"]["WT"] is not None]
     share = min(1.0, round(arm.share * len(cases)) / len(tumors))
     drawn = {case["case_id"] for case in keep_labels(tumors, share, seed) if "label" in case}
-    drawn |= {case["case_id"] for case in cases} if arm.share == 1 else set()
+    if arm.controls or arm.share == 1:
+        drawn |= {case["case_id"] for case in cases if case["tags"]["WT"] is None}
     entries = []
     for case in cases:
         entry = {"case_id": case["case_id"], "modalities": {m: str(p) for m, p in case["modalities"].items()}}

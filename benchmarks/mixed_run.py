@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from itertools import combinations, takewhile
@@ -30,7 +31,7 @@ from monai.transforms import Compose
 from monai_rrr.data import load_datalist, load_mixed, read_tags
 from monai_rrr.data.nifti import read_verified
 from monai_rrr.handlers import HeatmapEvaluation
-from monai_rrr.metrics import region_scores
+from monai_rrr.metrics import apply_threshold, region_scores
 from monai_rrr.transforms import SaveHeatmapsd, to_regions
 from monai_rrr.utils.enums import MODALITIES, REGIONS
 from monai_rrr.utils.weights import load_weights
@@ -55,11 +56,12 @@ def run(config: Mapping[str, Any], data: Mapping[str, Path], work: Path) -> dict
     """
     arm, seed = ARMS[config["arm"]], config["seed"]
     folder = work / f"{config['arm']}_seed{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left: the bundle refuses to train over it
+    folder.mkdir(parents=True)
     cases = load_mixed(data["team"] / "datalist.json", tags=read_tags(data["tags"]))
     entries = manifest_of(arm, cases, seed)
     (folder / "datalist.json").write_text(json.dumps({"training": entries}), encoding="utf-8")
-    per_case, per_epoch = slabs_of(entries, config["set"].get("batch_size", 2))
+    per_case, per_epoch = slabs_of(entries, arm.batch_size)
     epochs = max(1, round(config["steps"] / per_epoch))
     begin = time.process_time()
     bundle.run(
@@ -71,6 +73,7 @@ def run(config: Mapping[str, Any], data: Mapping[str, Path], work: Path) -> dict
         test_section="",
         seed=seed,
         slabs_per_case=per_case,
+        batch_size=arm.batch_size,
         epochs=epochs,
         **settings_of(config, work),
     )
@@ -138,6 +141,7 @@ def score(folder: Path, test: Path, settings: Mapping[str, Any], subsets: Sequen
             cases, CONVENTION, network, folder / "unused", scores=("dice",), baselines=False, key="heatmap"
         )
         consensus: dict[str, list[float]] = {}
+        gated: dict[str, list[float]] = {}
         for item, (truth, spacing) in zip(items, truths, strict=True):
             keep = torch.tensor([name in subset for name in MODALITIES])
             image, present = item["image"] * keep[:, None, None, None], torch.as_tensor(item["present"]) & keep
@@ -145,13 +149,25 @@ def score(folder: Path, test: Path, settings: Mapping[str, Any], subsets: Sequen
             pred["annotators"] = pred["annotators"][:, :1]  # nobody asks for the versions of single annotators
             done = after({**item, "pred": {name: value[0] for name, value in pred.items()}})
             table.add(str(item["case_id"]), torch.as_tensor(done["heatmap"]), np.asarray(done["heatmap"].affine))
-            mask = to_regions(np.asarray(done["label_map"][0]), CONVENTION)
+            mask = np.asarray(to_regions(np.asarray(done["label_map"][0]), CONVENTION)).astype(bool)
             dice = region_scores(mask, truth, spacing, scores=("dice",))
             consensus[str(item["case_id"])] = [round(dice[region]["dice"], 4) for region in REGIONS]
-        found["dice"][",".join(subset)] = {"consensus": consensus, "heatmap": heatmap_dice(table.rows)}
+            mask &= shown(np.asarray(done["heatmap"]), network.operating_point.tolist(), spacing)
+            dice = region_scores(mask, truth, spacing, scores=("dice",))
+            gated[str(item["case_id"])] = [round(dice[region]["dice"], 4) for region in REGIONS]
+        results = {"consensus": consensus, "gated": gated, "heatmap": heatmap_dice(table.rows)}
+        found["dice"][",".join(subset)] = results
     found["tumor"] = [str(case["case_id"]) for case, (truth, _) in zip(cases, truths, strict=True) if truth[0].any()]
     found["operating_point"] = network.operating_point.tolist()
     return found
+
+
+def shown(
+    heatmap: np.ndarray[Any, Any], points: Sequence[tuple[float, float]], spacing: tuple[float, ...]
+) -> np.ndarray[Any, Any]:
+    """Axial slices ``K 1 1 Z`` on which the heatmaps show the region, at the thresholds that the tags chose."""
+    masks = [apply_threshold(one, *point, spacing) for one, point in zip(heatmap, points, strict=True)]
+    return np.stack(masks).any((1, 2), keepdims=True)
 
 
 def truth_of(case: Mapping[str, Any]) -> tuple[np.ndarray[Any, Any], tuple[float, ...]]:

@@ -85,6 +85,8 @@ def row_of(arm: str, groups: dict[str, list[Record]]) -> Record:
         "step_ms": round(1000 * statistics.median(record["step_seconds"] for record in records)),
         "supervision": records[0]["supervision"],
     }
+    if what.tags and what.result == "consensus":
+        row["gated"] = {n: rounded(bootstrap_mean(dice_of(records, "gated", k))) for k, n in enumerate(REGIONS)}
     if what.tags:
         row["heatmap"] = {n: rounded(bootstrap_mean(dice_of(records, "heatmap", k))) for k, n in enumerate(REGIONS)}
     if arm != "mixed" and "mixed" in groups:
@@ -151,7 +153,8 @@ def show(value: Any) -> str:
 READING = (
     "Dice with the truth and 95 % bootstrap interval over all test cases, seeds averaged first; a control counts 1 "
     "where nothing is found, else 0. The result is the label map of the consensus, and where there were no masks the "
-    "heatmap at the threshold that the tags chose. Differences are paired over cases, over the seeds that both have."
+    "heatmap at the threshold that the tags chose; gated: the label map on slices where this heatmap shows the region. "
+    "Differences are paired over cases, over the seeds that both have."
 )
 
 
@@ -161,13 +164,16 @@ def markdown(record: Record) -> str:
     lines += ["| asked | found | met |", "|---|---|---|"]
     lines += [f"| {bar['asked']} | {show(bar['found'])} | {bar['met']} |" for bar in record["bars"]]
     head = ["arm", "seeds", "tags", "masks", *REGIONS, "WT, tumors", "controls left clean", "minus mixed, WT"]
-    head += ["heatmap WT", "heatmap minus mixed, WT", "CPU ms per step"]
+    head += ["gated WT", "heatmap WT", "heatmap minus mixed, WT", "CPU ms per step"]
     lines += ["", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in record["rows"]:
         has = row["supervision"]
         cells = [row["arm"], len(row["seeds"]), has["tags"], has["annotations"], *(show(row[name]) for name in REGIONS)]
         cells += [show(row["WT of cases with tumor"]), show(row["controls left clean"])]
-        cells += [show(row.get("minus mixed, WT")), show(row.get("heatmap", {}).get("WT"))]
+        cells += [
+            show(row.get("minus mixed, WT")),
+            *(show(row.get(name, {}).get("WT")) for name in ("gated", "heatmap")),
+        ]
         cells += [show(row.get("heatmap minus mixed, WT")), row["step_ms"]]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     if rows := record["missing"]:
