@@ -22,7 +22,7 @@ from torch import Tensor
 __all__ = ["weights_for"]
 
 _IDS = "annotator_ids"
-_FRESH = (_IDS, "rho", "prior_weight")
+_FRESH = (_IDS, "rho", "prior_weight", "temperatures")
 _BANKS = ("shared_bank.", "tendency_bank.")
 _KERNELS = re.compile(r"(.*\btendencies\.)(\d+)(\..*)")
 
@@ -31,8 +31,8 @@ def weights_for(fresh: Mapping[str, Tensor], served: Mapping[str, Tensor]) -> di
     """Return the weights of a network of several annotators to go on with, for the annotators of another one.
 
     Everything is that of the served network but what belongs to annotators: kernels of those who are in both stay with
-    their id, the others begin anew, and so do reliabilities and prototypes, which are patches of the cases of the last
-    training.
+    their id, the others begin anew, and so do reliabilities, temperatures and prototypes, which are patches of the
+    cases of the last training.
 
     Args:
         fresh: state of a new network, whose annotators count.

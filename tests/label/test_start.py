@@ -44,5 +44,5 @@ def test_what_is_not_an_annotators_stays_and_kernels_go_with_their_id(flagship: 
     assert torch.equal(start[f"{prefix}tendencies.0.weight"], served[f"{prefix}tendencies.1.weight"]), "b"
     assert (start[f"{prefix}tendencies.0.gamma"], start[f"{prefix}tendencies.1.gamma"]) == (2.0, 2.0)
     assert torch.equal(start[f"{prefix}tendencies.1.weight"], new[f"{prefix}tendencies.1.weight"]), "x is new"
-    for name in ("annotator_ids", "rho", "prior_weight", "tendency_bank.source", "shared_bank.frozen"):
+    for name in ("annotator_ids", "rho", "prior_weight", "temperatures", "tendency_bank.source", "shared_bank.frozen"):
         assert torch.equal(start[prefix + name], new[prefix + name])
