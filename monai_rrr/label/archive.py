@@ -67,6 +67,10 @@ def local_archive(home: Path, port: int = 8042, seconds: float = 60.0) -> Iterat
         ConfigError: ``archive-missing``; ``archive-failed``, with the last line of its log.
     """
     program, plugin = find_orthanc()
+    address, log = f"http://127.0.0.1:{port}/dicom-web", home / "orthanc.log"
+    if _answers(address):
+        message = f"expected a free port for the archive, something answers at {address}"
+        raise ConfigError("archive-failed", message, field="port", hint="give another --port")
     settings = {
         "Name": "monai_rrr",
         "StorageDirectory": str(home / "db"),
@@ -81,10 +85,6 @@ def local_archive(home: Path, port: int = 8042, seconds: float = 60.0) -> Iterat
     }
     home.mkdir(parents=True, exist_ok=True)
     (home / "orthanc.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
-    address, log = f"http://127.0.0.1:{port}/dicom-web", home / "orthanc.log"
-    if _answers(address):
-        message = f"expected a free port for the archive, something answers at {address}"
-        raise ConfigError("archive-failed", message, field="port", hint="give another --port")
     with log.open("wb") as stream:
         process = subprocess.Popen([program, home / "orthanc.json"], stdout=stream, stderr=subprocess.STDOUT)
     try:

@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 
 # programs of other environments
-collect_ignore = ["dicom_series.py", "ohif_viewer.py", "cpu_torchvision/sitecustomize.py"]
+collect_ignore = ["ohif_viewer.py", "cpu_torchvision/sitecustomize.py"]
 
 SPEC = importlib.util.spec_from_file_location("served", Path(__file__).with_name("served.py"))
 helpers = importlib.util.module_from_spec(SPEC)

@@ -29,8 +29,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-
-from monai_rrr.utils.tensor_file import read_tensors, write_tensors
+from monai.bundle import ConfigParser
 
 SPEC = importlib.util.spec_from_file_location("served", Path(__file__).with_name("served.py"))
 helpers = importlib.util.module_from_spec(SPEC)
@@ -39,7 +38,7 @@ SPEC.loader.exec_module(helpers)
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
-MODEL, CASE = "brats_mri_guided_attention", "Phantom_0_0001"
+MODEL, CASE = "brats_mri_right_reasons", "Phantom_0_0001"
 NAMES = {"t1": "t1", "t1c": "t1ce", "t2": "t2", "flair": "flair"}
 DESCRIPTIONS = {"t1": "T1 axial", "t1c": "T1 axial post contrast", "t2": "T2 axial", "flair": "T2 FLAIR axial"}
 PANEL_PORT = 8000  # where OHIF's panel asks
@@ -89,6 +88,7 @@ def archive(label_python: str, studies: Path, tmp_path_factory: pytest.TempPathF
         yield Archive(url, study, {modality: named[text] for modality, text in DESCRIPTIONS.items()})
     finally:
         process.terminate()
+        process.stdout.close()
         assert process.wait(30) == 0, (home / "log").read_text()
     with socket.socket() as one:
         assert one.connect_ex(("127.0.0.1", port)), "the archive ended with the command"
@@ -108,16 +108,15 @@ def test_a_port_in_use_is_named(archive: Archive, label_python: str, tmp_path: P
 
 
 @pytest.fixture(scope="module")
-def server(serve: Callable[..., Any], archive: Archive, untrained: Callable[[str], Path]) -> Any:
+def server(serve: Callable[..., Any], archive: Archive) -> Any:
+    """The flagship as it comes, with its demonstration weights and the settings that they have."""
     with socket.socket() as one:
         if one.connect_ex(("127.0.0.1", PANEL_PORT)) == 0:
             pytest.skip(f"PORT {PANEL_PORT} IS IN USE: the viewer's panel asks there")
-    bundle = untrained(MODEL)
-    weights = bundle / "models" / "model.pt"
-    # without the biases, with which training begins in the dark, there is evidence in the whole brain
-    bright = {name: value * (not name.endswith("bias")) for name, value in read_tensors(weights).items()}
-    write_tensors(weights, bright)
-    return serve(archive.url, [bundle], port=PANEL_PORT)
+    bundle = helpers.ROOT / "bundles" / MODEL
+    config = ConfigParser.load_config_file(bundle / "configs" / "inference.yaml")
+    own = [f"{name}={config[name]}" for name in ("spacing", "roi_size", "channels")]
+    return serve(archive.url, [bundle], *(word for one in own for word in ("--setting", one)), port=PANEL_PORT)
 
 
 def test_any_series_of_a_study_stands_for_the_case(server: Any, archive: Archive, studies: Path) -> None:
