@@ -19,15 +19,17 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dicomweb_client.api import DICOMwebClient
-
 from monai_rrr.data.datalist import Case
 from monai_rrr.errors import ConfigError
 from monai_rrr.label.mr_series import mr_series
+
+if find_spec("dicomweb_client") is not None:  # the extra "label"
+    from dicomweb_client.api import DICOMwebClient
 
 __all__ = ["find_orthanc", "local_archive", "send_case"]
 

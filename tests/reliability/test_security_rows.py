@@ -208,6 +208,10 @@ BANNED_MODULES = ("pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "t
 NETWORK_MODULES = ("requests", "urllib.request", "http.client", "socket", "aiohttp", "httpx")
 
 
+CLIENTS = ("benchmarks/serving.py", "tutorials/06_correct_where_it_looks.ipynb")
+"""They ask a labeling server that they start themselves, on loopback."""
+
+
 def sources() -> Iterator[tuple[str, str]]:
     for folder in ("monai_rrr", "benchmarks", "bundles"):
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -244,7 +248,10 @@ def test_s9_sources_hold_nothing_that_runs_a_file() -> None:
     names = [name for name, _ in sources()]
     assert any(name.endswith(".ipynb") for name in names)
     assert any(name.startswith("benchmarks/") for name in names)
-    assert {name: found for name, source in sources() if (found := found_in(source))} == {}
+    found = {name: found_in(source) for name, source in sources()}
+    for name in CLIENTS:
+        found[name] = [one for one in found[name] if one not in ("requests", "socket")]
+    assert {name: names for name, names in found.items() if names} == {}
 
 
 @pytest.mark.parametrize(
