@@ -56,7 +56,7 @@ $(LABEL_INSTALLED): setup.cfg pyproject.toml constraints/label.txt
 	touch "$@"
 
 test-label: $(INSTALLED) $(LABEL_INSTALLED)
-	MONAI_RRR_LABEL_PYTHON="$(CURDIR)/$(LABEL_BIN)/python" "$(BIN)/python" -m pytest -m "slow or not slow" tests/label \
+	MONAI_RRR_LABEL_PYTHON="$(CURDIR)/$(LABEL_BIN)/python" "$(BIN)/python" -m pytest $(PARALLEL) -m "slow or not slow" tests/label \
 		"tests/tutorials/test_tutorials.py::test_j1_runs[06_correct_where_it_looks]" --durations=10
 
 test: $(INSTALLED)
