@@ -43,6 +43,10 @@ class AllVoxels(VoxelSample):
         """Who drew the voxel."""
         return self.observed
 
+    def agreed(self, num_classes: int) -> torch.Tensor:
+        """What nobody deviates from indeed: the shared bank keeps its own rule."""
+        return VoxelSample(**vars(self)).agreed(num_classes)
+
 
 class FromAllVoxels(WithoutPush):
     """Tendency prototypes from all that an annotator drew, shared ones as ever."""
@@ -51,15 +55,9 @@ class FromAllVoxels(WithoutPush):
         """Look at all voxels."""
         output: Any = engine.state.output
         samples = output.get("samples", {})
-        if "voxels" not in samples:
-            super().__call__(engine)
-            return
-        trace, sample = samples["voxels"]
-        classes = self.network.num_classes
-        everywhere = AllVoxels(**vars(sample))
-        # the shared bank keeps its own rule
-        object.__setattr__(everywhere, "agreed", lambda _: sample.agreed(classes))
-        samples["voxels"] = (trace, everywhere)
+        if "voxels" in samples:
+            trace, sample = samples["voxels"]
+            samples["voxels"] = (trace, AllVoxels(**vars(sample)))
         super().__call__(engine)
 
 

@@ -23,8 +23,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from annotator_bars import bars_of, per_case
+from summary_file import rounded, write_summary
 
-from monai_rrr.metrics import Interval, bootstrap_mean
+from monai_rrr.metrics import bootstrap_mean
 
 __all__ = ["write_table"]
 
@@ -50,11 +51,6 @@ def interval(values: Any) -> list[float] | None:
     table = np.asarray(values, np.float64).reshape(len(values), -1)
     table = table[~np.isnan(table).all(1)]
     return rounded(bootstrap_mean(np.nanmean(table, axis=1))) if len(table) else None
-
-
-def rounded(found: Interval) -> list[float]:
-    """Mean and ends of an interval."""
-    return [round(value, 4) for value in (found.mean, found.low, found.high)]
 
 
 def named(records: Sequence[Record]) -> Record:
@@ -204,8 +200,4 @@ def write_table(outs: Sequence[Path], result: Path, cost: Path | None) -> None:
         "cost": costs,
         "rows": rows,
     }
-    result.parent.mkdir(parents=True, exist_ok=True)
-    result.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    text = markdown(record)
-    result.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    write_summary(result, record, markdown(record))

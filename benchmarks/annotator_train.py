@@ -40,6 +40,7 @@ from monai_rrr.attribution import record
 from monai_rrr.engines import PrepareAnnotations, explanation_update
 from monai_rrr.handlers import AnnotatorTemperature, ConsensusUpdate, PrototypeUpdate, TendencySchedule, TendencyStages
 from monai_rrr.inferers import AnnotatorInferer
+from monai_rrr.metrics import TopLabelCalibration
 from monai_rrr.objectives import AnnotatorSegmentation, Objective
 from monai_rrr.transforms import BandedConsensus
 
@@ -190,10 +191,9 @@ def certainty(network: Any, cohort: Cohort) -> dict[str, list[float]]:
         probability = inferer(image, network.eval())[0, 1:, :, brain].transpose(1, 2).flatten(0, 1)
         drawn = case["annotations"][:, brain].long().flatten()
         found["cross_entropy"].append(float(F.nll_loss(probability.clamp(min=1e-12).log(), drawn)))
-        confidence, label = probability.max(1)
-        bins = (confidence * 10).long().clamp(max=9)
-        apart = torch.zeros(10).index_add(0, bins, confidence - (label == drawn).float())
-        found["calibration_error"].append(float(apart.abs().sum() / len(drawn)))
+        calibration = TopLabelCalibration(bins=10)
+        calibration(probability, drawn)
+        found["calibration_error"].append(float(calibration.aggregate()))
     return {name: [round(value, 6) for value in values] for name, values in found.items()}
 
 

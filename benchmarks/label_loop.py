@@ -44,6 +44,7 @@ import torch
 from monai.metrics import compute_roc_auc
 from numpy.typing import NDArray
 from scipy import ndimage
+from summary_file import rounded, write_summary
 
 from monai_rrr.data import (
     DecoySettings,
@@ -201,20 +202,15 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"corrected": k, "seeds": [r["seed"] for r in own]}
         for name in SECTIONS:
             by_seed = [accuracy(r["sets"][name]) for r in own]
-            row[f"accuracy_{name}"] = _interval([v for values in by_seed for v in values])
+            row[f"accuracy_{name}"] = rounded(bootstrap_mean([v for values in by_seed for v in values]))
             row[f"accuracy_{name}_by_seed"] = [round(statistics.fmean(values), 4) for values in by_seed]
             row[f"auc_{name}_by_seed"] = [round(auc(r["sets"][name]), 4) for r in own]
         for key in ("lift", "marker"):
-            row[key] = _interval([v for r in own for v in r["sets"]["iid"][key]])
+            row[key] = rounded(bootstrap_mean([v for r in own for v in r["sets"]["iid"][key]]))
             row[f"{key}_by_seed"] = [round(statistics.fmean(r["sets"]["iid"][key]), 4) for r in own]
         row["train_seconds"] = [r["train_seconds"] for r in own]
         rows.append(row)
     return rows
-
-
-def _interval(values: Sequence[float]) -> list[float]:
-    found = bootstrap_mean(values)
-    return [round(value, 4) for value in (found.mean, found.low, found.high)]
 
 
 def table(options: Any) -> None:
@@ -232,9 +228,7 @@ def table(options: Any) -> None:
         "settings": {**SETTINGS, "bundle": BUNDLE, **records[-1]["settings"]},
         "rows": summarize(records),
     }
-    atomic_write(options.result, (json.dumps(content, indent=1) + "\n").encode())
-    atomic_write(options.result.with_suffix(".md"), markdown(content).encode())
-    print(markdown(content))
+    write_summary(options.result, content, markdown(content))
 
 
 def markdown(content: Mapping[str, Any]) -> str:

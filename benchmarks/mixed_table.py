@@ -25,6 +25,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from mixed_arms import ARMS
 from numpy.typing import NDArray
+from summary_file import rounded, write_summary
 
 from monai_rrr.metrics import Interval, bootstrap_mean, paired_difference
 from monai_rrr.utils.enums import REGIONS
@@ -138,11 +139,6 @@ def subsets_of(records: Sequence[Record]) -> list[Record]:
     return rows
 
 
-def rounded(interval: Interval) -> list[float]:
-    """Mean and ends of an interval."""
-    return [round(value, 4) for value in (interval.mean, interval.low, interval.high)]
-
-
 def show(value: Any) -> str:
     """An interval, a number or nothing."""
     if value is None:
@@ -204,8 +200,4 @@ def write_table(out: Path, result: Path) -> None:
         "rows": [row_of(arm, groups) for arm in groups],
         "missing": subsets_of(missing) if missing else [],
     }
-    result.parent.mkdir(parents=True, exist_ok=True)
-    result.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    text = markdown(record)
-    result.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    write_summary(result, record, markdown(record))

@@ -50,9 +50,9 @@ from typing import Any
 import requests
 import torch
 from monai.bundle import ConfigParser
+from summary_file import write_summary
 
 from monai_rrr.data import generate_cohort
-from monai_rrr.utils.files import atomic_write
 from monai_rrr.utils.tensor_file import write_tensors
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
@@ -216,9 +216,7 @@ def main() -> None:
         "versions": {name: version(name) for name in ("torch", "monai", "monailabel")},
         "rows": rows,
     }
-    atomic_write(options.result, (json.dumps(content, indent=1) + "\n").encode())
-    atomic_write(options.result.with_suffix(".md"), markdown(content).encode())
-    print(markdown(content))
+    write_summary(options.result, content, markdown(content))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
+from summary_file import rounded, write_summary
 
-from monai_rrr.metrics import Interval, bootstrap_mean, paired_difference
+from monai_rrr.metrics import bootstrap_mean, paired_difference
 
 __all__ = ["write_table"]
 
@@ -145,11 +146,6 @@ def bars(groups: dict[Key, list[Record]]) -> Record:
     return found
 
 
-def rounded(interval: Interval) -> list[float]:
-    """Mean and ends of an interval."""
-    return [round(value, 4) for value in (interval.mean, interval.low, interval.high)]
-
-
 def _values(per_case: dict[str, float]) -> NDArray[np.float64]:
     return np.array(list(per_case.values()))
 
@@ -205,8 +201,4 @@ def write_table(out: Path, result: Path) -> None:
         "bars": bars(groups),
         "rows": rows,
     }
-    result.parent.mkdir(parents=True, exist_ok=True)
-    result.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    text = markdown(record, first["regions"])
-    result.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    write_summary(result, record, markdown(record, first["regions"]))

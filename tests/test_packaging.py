@@ -65,14 +65,16 @@ def test_constraints_pin_every_requirement_above_its_floor(config: configparser.
     assert missing == {}
 
 
+LABEL_EXTRA = {"dicomweb_client", "monailabel", "pydicom", "requests_toolbelt", "starlette"}
+
+
 def test_every_import_of_the_package_is_a_requirement(config: configparser.ConfigParser) -> None:
     declared = {canonical(r.name) for r in requirements(config["options"]["install_requires"])}
     owners = packages_distributions()
     missing = {}
     for path in (ROOT / "monai_rrr").rglob("*.py"):
         # MONAI Label and what comes with it, in its own environment
-        extra = {"dicomweb_client", "monailabel", "pydicom", "requests_toolbelt", "starlette"}
-        extra = extra if path.parent.name == "label" else set()
+        extra = LABEL_EXTRA if path.parent.name == "label" else set()
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []

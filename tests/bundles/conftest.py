@@ -92,6 +92,17 @@ class Runner:
         network.load_state_dict(torch.load(self.root / "models" / "model.pt", weights_only=True))
         return network.eval()
 
+    def strong_weights(self, path: Path) -> Path:
+        """Write the weights with departures as strong as those of a long training, so that annotators disagree."""
+        from monai_rrr.utils.tensor_file import write_tensors
+
+        weights = torch.load(self.root / "models" / "model.pt", weights_only=True)
+        for name, value in weights.items():
+            if name.endswith("gamma"):
+                weights[name] = value / value.abs().max()
+        write_tensors(path, weights)
+        return path
+
     @staticmethod
     def image(size: tuple[int, ...]) -> Tensor:
         """Return an image with a margin, and a modality that is absent from the first sample."""

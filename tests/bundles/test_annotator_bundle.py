@@ -31,7 +31,6 @@ from monai_rrr.handlers import TrustAnnotator, majority_consensus
 from monai_rrr.report import write_annotator_report
 from monai_rrr.transforms import BandedConsensus, StapleConsensus
 from monai_rrr.utils.files import sha256
-from monai_rrr.utils.tensor_file import write_tensors
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -87,14 +86,8 @@ def test_temperatures_are_chosen_on_cases_of_their_own(
 
 @pytest.fixture(scope="module")
 def strong(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the weights with departures as strong as those of a long training, so that annotators disagree."""
-    weights = torch.load(trained.root / "models" / "model.pt", weights_only=True)
-    for name, value in weights.items():
-        if name.endswith("gamma"):
-            weights[name] = value / value.abs().max()
-    path = tmp_path_factory.mktemp("strong") / "model.pt"
-    write_tensors(path, weights)
-    return path
+    """Return weights with which annotators disagree."""
+    return trained.strong_weights(tmp_path_factory.mktemp("strong") / "model.pt")
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,6 @@ from monai.bundle import ConfigWorkflow
 from monai_rrr.data import load_datalist, read_tags
 from monai_rrr.report import write_annotator_report
 from monai_rrr.utils.files import sha256
-from monai_rrr.utils.tensor_file import write_tensors
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -121,14 +120,8 @@ def test_training_uses_what_each_case_has(trained: Any) -> None:
 
 @pytest.fixture(scope="module")
 def strong(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the weights with departures as strong as those of a long training, so that annotators disagree."""
-    weights = torch.load(trained.root / "models" / "model.pt", weights_only=True)
-    for name, value in weights.items():
-        if name.endswith("gamma"):
-            weights[name] = value / value.abs().max()
-    path = tmp_path_factory.mktemp("strong") / "model.pt"
-    write_tensors(path, weights)
-    return path
+    """Return weights with which annotators disagree."""
+    return trained.strong_weights(tmp_path_factory.mktemp("strong") / "model.pt")
 
 
 def check_who_and_why(folder: Path, images: Path) -> dict[str, Any]:
