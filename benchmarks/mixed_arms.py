@@ -60,11 +60,13 @@ ARMS = {
     "mixed_controls": Arm(controls=True),
     "mixed_batch_4": Arm(batch_size=4),
     "mixed_absence": Arm(overlays=("tagged_absence",)),
+    "mixed_absence_4": Arm(overlays=("tagged_absence",), batch_size=4),
     "all_absence": Arm(share=1.0, overlays=("tagged_absence",)),
 }
 """The first four are the comparison. ``masks_only`` is ``mixed`` without any term on class maps, in the same batches;
 ``masks_every_term`` is ``masks`` with all of them, by the tags that masks imply. ``mixed_batch_4`` sees as many slabs
-with masks as ``masks``. ``mixed_absence`` and ``all_absence`` also take slices tagged to be empty as background."""
+with masks as ``masks``. ``mixed_absence``, ``mixed_absence_4`` (batches of four) and ``all_absence`` also take slices
+tagged to be empty as background."""
 
 
 def manifest_of(arm: Arm, cases: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:

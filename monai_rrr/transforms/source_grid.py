@@ -64,11 +64,11 @@ def to_source_grid(volume: Tensor | NDArray[Any], geometry: Mapping[str, Any], m
     only[axes, range(3)] = True
     if sorted(axes) != [0, 1, 2] or np.abs(linear[~only]).max() > _TOLERANCE:
         raise ValueError(f"the slab's axes must be parallel to those of the source file, got {linear.tolist()}")
-    array = array.transpose(0, *(1 + int(a) for a in axes))
+    array = np.ascontiguousarray(array.transpose(0, *(1 + int(a) for a in axes)))
     for axis in range(3):
         position = linear[axes[axis], axis] * np.arange(shape[axis]) + to_slab[axes[axis], 3]
         array = _resample_axis(array, axis + 1, position, mode)
-    return np.ascontiguousarray(array)
+    return array
 
 
 def _resample_axis(array: NDArray[Any], axis: int, position: NDArray[np.float64], mode: str) -> NDArray[Any]:
@@ -87,4 +87,8 @@ def _resample_axis(array: NDArray[Any], axis: int, position: NDArray[np.float64]
     weight[rows, below] = 1 - fraction
     if count > 1:
         weight[rows, below + 1] = fraction
-    return np.moveaxis(np.tensordot(weight, array, axes=(1, axis)), 0, axis)
+    # products of matrices as they lie in memory: no axis is moved, nothing is copied
+    before, after = array.shape[:axis], array.shape[axis + 1 :]
+    parts = array.reshape(-1, count, int(np.prod(after)))
+    out: NDArray[Any] = weight @ parts if after else parts[..., 0] @ weight.T
+    return out.reshape(*before, len(position), *after)
