@@ -90,5 +90,5 @@ def _resample_axis(array: NDArray[Any], axis: int, position: NDArray[np.float64]
     # products of matrices as they lie in memory: no axis is moved, nothing is copied
     before, after = array.shape[:axis], array.shape[axis + 1 :]
     parts = array.reshape(-1, count, int(np.prod(after)))
-    out: NDArray[Any] = weight @ parts if after else parts[..., 0] @ weight.T
-    return out.reshape(*before, len(position), *after)
+    product: NDArray[Any] = weight @ parts if after else parts[..., 0] @ weight.T
+    return product.reshape(*before, len(position), *after)
