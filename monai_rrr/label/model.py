@@ -34,7 +34,6 @@ from monai_rrr.label.prediction import Prediction
 from monai_rrr.label.tendency import tendency_details
 from monai_rrr.networks.nets.right_reasons_net import TellsWhoNet
 from monai_rrr.report.save_tendency import SaveTendencyd
-from monai_rrr.transforms.annotator_output import SaveAnnotatorMasksd
 from monai_rrr.transforms.answer import AnswerLabeld
 from monai_rrr.transforms.heatmap_output import SaveHeatmapsd
 from monai_rrr.utils.class_map import to_classes
@@ -49,7 +48,7 @@ __all__ = ["TRAINED_WITH", "BundleModel"]
 TRAINED_WITH = "trained_with"
 """Key of a manifest: entries of the configuration that fit the weights."""
 
-WRITERS = (SaveHeatmapsd, SaveAnnotatorMasksd, SaveTendencyd, AnswerLabeld)
+WRITERS = (SaveHeatmapsd, SaveTendencyd, AnswerLabeld)
 
 
 class BundleModel:

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from .annotator_output import AnnotatorClassesd, ConsensusToLabeld, SaveAnnotatorMasksd
+from .annotator_output import AnnotatorClassesd, ConsensusToLabeld
 from .answer import AnswerLabeld
 from .banded_consensus import BandedConsensus
 from .class_subset import RandomClassSubset
@@ -46,7 +46,6 @@ __all__ = [
     "RandSlabd",
     "RandomClassSubset",
     "RandomWarp",
-    "SaveAnnotatorMasksd",
     "SaveHeatmapsd",
     "StapleConsensus",
     "Warp",

@@ -13,8 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,11 +26,8 @@ from monai_rrr.transforms.source_grid import to_source_grid
 from monai_rrr.utils.checks import check_heatmaps
 from monai_rrr.utils.class_map import from_classes
 from monai_rrr.utils.conventions import LabelConvention, get_convention
-from monai_rrr.utils.files import safe_name
-from monai_rrr.utils.nifti_file import affine_geometry, nifti_bytes
-from monai_rrr.utils.provenance import Provenance, write_results
 
-__all__ = ["AnnotatorClassesd", "ConsensusToLabeld", "SaveAnnotatorMasksd"]
+__all__ = ["AnnotatorClassesd", "ConsensusToLabeld"]
 
 
 class AnnotatorClassesd(Transform):
@@ -91,52 +87,3 @@ class ConsensusToLabeld(Transform):
         classes = data[self.key]
         label = torch.from_numpy(from_classes(classes.as_tensor()[0].cpu().numpy(), self.convention))
         return {**data, self.output_key: MetaTensor(label[None], meta=dict(classes.meta))}
-
-
-class SaveAnnotatorMasksd(Transform):
-    """Write one label map for the consensus and one for every annotator.
-
-    ``<output_dir>/<case>/<case>_seg_consensus.nii.gz``, ``<case>_seg_<annotator>.nii.gz`` and, last,
-    ``<case>_provenance.json``; all of them or none. The same input gives the same bytes. Every reader places the voxels
-    as it places those of the input, by its codes and units.
-
-    Args:
-        output_dir: created when missing.
-        annotators: ids, in the order of the masks.
-        convention: label values to write.
-        key: classes, ``1+R X Y Z``, of :class:`AnnotatorClassesd`.
-        provenance: what to record beside the results.
-
-    Raises:
-        ValueError: When there is not one mask for the consensus and each annotator, or an annotator is called
-            ``consensus``.
-    """
-
-    def __init__(
-        self,
-        output_dir: str,
-        annotators: Sequence[str],
-        convention: str | LabelConvention,
-        key: str = "pred",
-        provenance: Provenance | None = None,
-    ) -> None:
-        if "consensus" in annotators:
-            raise ValueError("an annotator can't be called consensus, as the files of the consensus are")
-        self.output_dir, self.names = output_dir, ("consensus", *annotators)
-        self.convention, self.key = get_convention(convention), key
-        self.provenance = provenance or Provenance()
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Write the files and return the data."""
-        classes = data[self.key]
-        if len(classes) != len(self.names):
-            raise ValueError(f"expected a mask for each of {', '.join(self.names)}, got {len(classes)}")
-        header = data.get("source_header")
-        geometry = affine_geometry(classes.affine) if header is None else header
-        contents = {}
-        for name, one in zip(self.names, classes.as_tensor().cpu().numpy(), strict=True):
-            contents[f"_seg_{name}.nii.gz"] = nifti_bytes(from_classes(one, self.convention), geometry)
-        inputs = {name: digest for name, digest in data.get("source_sha256", {}).items() if digest}
-        stem = safe_name(str(data["case_id"]))
-        write_results(Path(self.output_dir) / stem, stem, contents, self.provenance, inputs)
-        return dict(data)

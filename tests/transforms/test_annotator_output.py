@@ -14,18 +14,14 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
 
 from monai_rrr.errors import InferenceError
-from monai_rrr.transforms import AnnotatorClassesd, SaveAnnotatorMasksd
+from monai_rrr.transforms import AnnotatorClassesd, to_source_grid
 
 
 def make_case() -> dict[str, Any]:
@@ -54,27 +50,18 @@ def test_classes_lie_where_the_file_has_them() -> None:
         assert set(found[index].unique().tolist()) == {0, label}
 
 
-def test_files(tmp_path: Path) -> None:
-    case = AnnotatorClassesd()(make_case())
-    SaveAnnotatorMasksd(str(tmp_path), ["a", "b"], "brats2018")(case)
-    names = {f"x_seg_{name}.nii.gz" for name in ("consensus", "a", "b")}
-    assert {path.name for path in (tmp_path / "x").iterdir()} == names | {"x_provenance.json"}
-    for index, (name, label) in enumerate([("consensus", 1), ("a", 2), ("b", 4)]):
-        image = nib.load(tmp_path / "x" / f"x_seg_{name}.nii.gz")
-        np.testing.assert_allclose(image.affine, case["geometry"]["source_affine"])
-        np.testing.assert_array_equal(image.get_fdata() == label, case["pred"][index].numpy() > 0)
-    record = json.loads((tmp_path / "x" / "x_provenance.json").read_text())
-    assert (set(record["outputs"]), record["inputs"]) == (names, {"t1": "1" * 64})
+def test_the_first_of_equals_as_where_nothing_is() -> None:
+    case = make_case()
+    case["pred"][2, :, 3, 3, 3] = torch.tensor([0.1, 0.4, 0.4, 0.1])
+    case["geometry"]["source_shape"] = np.array([16, 12, 12])  # four planes beyond the slab
+    found = AnnotatorClassesd()(case)["pred"].numpy()
+    expected = to_source_grid(case["pred"][2], case["geometry"]).argmax(0)
+    assert expected.any()
+    np.testing.assert_array_equal(found[2], expected)
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_maps_that_are_not_finite() -> None:
     case = make_case()
     case["pred"][1, 2, 0, 0, 0] = torch.nan
     with pytest.raises(InferenceError, match="finite"):
         AnnotatorClassesd()(case)
-    with pytest.raises(ValueError, match="can't be called consensus"):
-        SaveAnnotatorMasksd(str(tmp_path), ["a", "consensus"], "brats2018")
-    masks = {"case_id": "x", "pred": MetaTensor(torch.zeros(2, 4, 4, 4, dtype=torch.uint8))}
-    with pytest.raises(ValueError, match="a mask for each of consensus, a, b, got 2"):
-        SaveAnnotatorMasksd(str(tmp_path), ["a", "b"], "brats2018")(masks)
-    assert not list(tmp_path.iterdir())
