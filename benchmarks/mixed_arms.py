@@ -53,20 +53,17 @@ ARMS = {
     "without_mining": Arm(overlays=("without_mining",)),
     "without_guidance": Arm(overlays=("without_guidance",)),
     "without_tendency": Arm(overlays=("without_tendency",)),
+    "without_tagged_slices": Arm(overlays=("without_tagged_slices",)),
     "masks_only": Arm(overlays=("masks_only",)),
     "plain_cam": Arm(share=0.0, overlays=("plain_cam",), result="heatmap"),
     "masks_all": Arm(tags=False, share=1.0, overlays=("masks_only",)),
     "masks_every_term": Arm(tags=False),
     "mixed_controls": Arm(controls=True),
     "mixed_batch_4": Arm(batch_size=4),
-    "mixed_absence": Arm(overlays=("tagged_absence",)),
-    "mixed_absence_4": Arm(overlays=("tagged_absence",), batch_size=4),
-    "all_absence": Arm(share=1.0, overlays=("tagged_absence",)),
 }
-"""The first four are the comparison. ``masks_only`` is ``mixed`` without any term on class maps, in the same batches;
-``masks_every_term`` is ``masks`` with all of them, by the tags that masks imply. ``mixed_batch_4`` sees as many slabs
-with masks as ``masks``. ``mixed_absence``, ``mixed_absence_4`` (batches of four) and ``all_absence`` also take slices
-tagged to be empty as background."""
+"""The first four are the comparison. ``masks_only`` is ``mixed`` without any term on class maps or tags, in the same
+batches; ``masks_every_term`` is ``masks`` with all of them, by the tags that masks imply. ``mixed_batch_4`` sees as
+many slabs with masks as ``masks``."""
 
 
 def manifest_of(arm: Arm, cases: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:

@@ -79,7 +79,7 @@ def parse() -> argparse.Namespace:
     go.add_argument("--out", type=Path, required=True)
     go.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     go.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    go.add_argument("--steps", type=int, default=180)
+    go.add_argument("--steps", type=int, default=720)
     go.add_argument("--set", default="{}", help="further entries of the bundle's configuration, as JSON")
     go.add_argument("--seconds", type=float, default=0.0, help="start no run after so many seconds; 0: no limit")
     table = commands.add_parser("table", help="summarize")
