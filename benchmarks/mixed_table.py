@@ -106,20 +106,19 @@ def row_of(arm: str, groups: dict[str, list[Record]]) -> Record:
 def bars_of(groups: dict[str, list[Record]]) -> list[Record]:
     """What was asked, and what came out."""
     bars: list[Record] = []
-    if "mixed" not in groups:
-        return bars
-    mixed = groups["mixed"]
-    if "masks" in groups and (found := difference(mixed, groups["masks"], 0)):
-        met = found.mean >= 0.05
-        bars.append({"asked": "WT, mixed minus masks: at least 0.05", "found": rounded(found), "met": met})
-    if "all" in groups:
-        seeds = {seed_of(record) for record in mixed} & {seed_of(record) for record in groups["all"]}
-        pair = [
-            dice_of([r for r in group if seed_of(r) in seeds], "consensus", 0).mean()
-            for group in (mixed, groups["all"])
-        ]
-        share = float(pair[0] / pair[1])
-        bars.append({"asked": "WT, mixed over all: at least 0.9", "found": round(share, 4), "met": share >= 0.9})
+    for arm in ("mixed", "mixed_batch_4"):
+        own = groups.get(arm, [])
+        if "masks" in groups and own and (found := difference(own, groups["masks"], 0)):
+            met = found.mean >= 0.05
+            bars.append({"asked": f"WT, {arm} minus masks: at least 0.05", "found": rounded(found), "met": met})
+        seeds = {seed_of(record) for record in own} & {seed_of(record) for record in groups.get("all", [])}
+        if seeds:
+            pair = [
+                dice_of([r for r in group if seed_of(r) in seeds], "consensus", 0).mean()
+                for group in (own, groups["all"])
+            ]
+            share = float(pair[0] / pair[1])
+            bars.append({"asked": f"WT, {arm} over all: at least 0.9", "found": round(share, 4), "met": share >= 0.9})
     return bars
 
 
