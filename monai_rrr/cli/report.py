@@ -41,6 +41,9 @@ def report(
     section: Annotated[str, typer.Option(help="Section of a JSON datalist.")] = "training",
     folder: Annotated[Path, typer.Option("--out", help="Folder for index.html.")] = Path("report"),
     max_cases: Annotated[int, typer.Option(min=1, help="Show pictures of so many cases, the worst ones.")] = 24,
+    annotators: Annotated[
+        bool, typer.Option("--annotators", help="Of a run that has heatmaps and annotators: report the annotators.")
+    ] = False,
 ) -> None:
     """Write a report: scores with intervals beside baselines, training curves, pictures of held-out cases, a viewer.
 
@@ -50,24 +53,32 @@ def report(
     Example: monai-rrr report demo/full demo/plain_cam --data BraTS2021 --convention brats2018
 
     Example: monai-rrr report annotators/eval --data team/datalist.json --section test --convention brats2018
+
+    Example: monai-rrr report right_reasons/eval --annotators --data team/datalist.json --section test --convention
+    brats2018
     """
     from monai_rrr.data import load_datalist
 
     cases = load_datalist(data, section=section, with_annotations=True)
-    path = make_report(runs, cases, convention, folder, max_cases=max_cases)
+    path = make_report(runs, cases, convention, folder, max_cases, annotators)
     out().print(f"{path}", markup=False)
 
 
 def make_report(
-    runs: Sequence[Path], cases: Sequence[Mapping[str, Any]], convention: str, folder: Path, max_cases: int
+    runs: Sequence[Path],
+    cases: Sequence[Mapping[str, Any]],
+    convention: str,
+    folder: Path,
+    max_cases: int,
+    annotators: bool = False,
 ) -> Path:
     """Write the report with a bar; see :func:`~monai_rrr.report.write.write_report`.
 
-    A run with several annotators: see :func:`~monai_rrr.report.write_annotator_report`.
+    A run with several annotators, or ``annotators``: see :func:`~monai_rrr.report.write_annotator_report`.
     """
     from monai_rrr.report import is_annotator_run, write_annotator_report, write_report
 
-    if any(is_annotator_run(run) for run in runs):
+    if annotators or any(is_annotator_run(run) for run in runs):
         if len(runs) > 1:
             raise typer.BadParameter("expected one run where there are several annotators, which is reported alone")
         with progress("cases") as step:

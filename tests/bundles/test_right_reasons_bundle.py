@@ -27,9 +27,10 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
+from typer.testing import CliRunner
 
-from monai_rrr.data import load_datalist, read_tags
-from monai_rrr.report import write_annotator_report
+from monai_rrr.cli import app
+from monai_rrr.data import read_tags
 from monai_rrr.utils.files import sha256
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -165,8 +166,11 @@ def test_evaluation_says_who_and_why(
     assert len(folders) == 2
     shown = [one for f in folders for one in prototypes_of(check_who_and_why(f, cohort.masked / f.name))]
     assert {(one["case"], one["case_number"]) for one in shown} <= {(sections["training"][0]["case_id"], 0)}
-    cases = load_datalist(data / "datalist.json", section="test", with_annotations=True)
-    text = write_annotator_report(tmp_path, cases, "brats2018", tmp_path / "report").read_text("utf-8")
+    words = ["report", tmp_path, "--annotators", "--data", data / "datalist.json", "--section", "test"]
+    words += ["--convention", "brats2018", "--out", tmp_path / "report"]
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "report" / "index.html").read_text("utf-8")
     assert text.count("<h3>") == 2 * len(ANNOTATORS) + 1, "cards as drawn and as predicted, and the case that was drawn"
 
 
@@ -284,6 +288,7 @@ def test_tags_alone(sections: Any, write: Any, make_runner: Callable[..., Any]) 
     for term in ("guidance", "segmentation", "consensus", "mixture", "tie", "contrast", "parsimony", "signed_distance"):
         assert set(values_of(runner, term)) == {0.0}
     assert min(values_of(runner, "classification")) > 0
+    assert min(values_of(runner, "tagged_slices")) > 0
     weights = torch.load(runner.root / "models" / "model.pt", weights_only=True)
     assert not weights["tendency.shared_bank.prototype"].any()
 
