@@ -53,7 +53,7 @@ ARMS = {
     "without_mining": Arm(overlays=("without_mining",)),
     "without_guidance": Arm(overlays=("without_guidance",)),
     "without_tendency": Arm(overlays=("without_tendency",)),
-    "without_tagged_slices": Arm(overlays=("without_tagged_slices",)),
+    "without_tagged_absence": Arm(overlays=("without_tagged_absence",)),
     "masks_only": Arm(overlays=("masks_only",)),
     "plain_cam": Arm(share=0.0, overlays=("plain_cam",), result="heatmap"),
     "masks_all": Arm(tags=False, share=1.0, overlays=("masks_only",)),

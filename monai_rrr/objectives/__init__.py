@@ -32,7 +32,7 @@ from .official2d import official2d
 from .prototypes import KernelDiversity, KernelTie, PrototypeContrast, PrototypeDistance
 from .right_reasons import RightReasons
 from .schedule import Alternation, Ramp
-from .tagged_slices import TaggedSlices
+from .tagged_absence import TaggedAbsence
 from .tied_segmentation import ImageTags, TiedSegmentation
 from .voxel_supervision import VoxelSupervision
 
@@ -58,7 +58,7 @@ __all__ = [
     "RightReasons",
     "SignedDistance",
     "TagClassification",
-    "TaggedSlices",
+    "TaggedAbsence",
     "TendencyParsimony",
     "Term",
     "TiedSegmentation",

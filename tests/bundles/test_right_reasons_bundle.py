@@ -40,7 +40,7 @@ BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / NAME
 ANNOTATORS = [f"a{number}" for number in range(1, 7)]
 CAM = {"classification", "within_modal", "cross_modal", "mutual_learning", "nesting", "attention_mining"}
 TENDENCY = {"segmentation", "mixture", "tie", "contrast", "distance", "diversity", "parsimony"}
-TERMS = CAM | TENDENCY | {"guidance", "consensus", "signed_distance", "tagged_slices"}
+TERMS = CAM | TENDENCY | {"guidance", "consensus", "signed_distance", "tagged_absence"}
 TINY = {"decoder": [4, 8], "features": 8, "width": 16, "slots": 2, "shared_slots": 2, "queue": 1024, "voxels": 256}
 SMALL = {"spacing": 6.0, "roi_size": [32, 32, 8], "channels": [4], **TINY}
 SHORT = {"epochs": 5, "slabs_per_case": 2, "batch_size": 2, "val_interval": 5}
@@ -288,7 +288,7 @@ def test_tags_alone(sections: Any, write: Any, make_runner: Callable[..., Any]) 
     for term in ("guidance", "segmentation", "consensus", "mixture", "tie", "contrast", "parsimony", "signed_distance"):
         assert set(values_of(runner, term)) == {0.0}
     assert min(values_of(runner, "classification")) > 0
-    assert min(values_of(runner, "tagged_slices")) > 0
+    assert min(values_of(runner, "tagged_absence")) > 0
     weights = torch.load(runner.root / "models" / "model.pt", weights_only=True)
     assert not weights["tendency.shared_bank.prototype"].any()
 

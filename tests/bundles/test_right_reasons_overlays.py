@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "brats_mri_right_reasons" / "configs"
 CAM = {"classification", "within_modal", "cross_modal", "mutual_learning", "nesting", "attention_mining", "guidance"}
 KERNELS = {"segmentation", "mixture", "tie", "contrast", "distance", "diversity", "parsimony"}
-TERMS = CAM | KERNELS | {"consensus", "signed_distance", "tagged_slices"}
+TERMS = CAM | KERNELS | {"consensus", "signed_distance", "tagged_absence"}
 
 
 def objective(overlay: str | None = None, **weights: float) -> Objective:
@@ -57,8 +57,8 @@ def test_all_terms_are_on() -> None:
         ("without_guidance", {"guidance"}),
         ("without_tendency", KERNELS),
         ("plain_cam", TERMS - {"classification"}),
-        ("without_tagged_slices", {"tagged_slices"}),
-        ("masks_only", CAM | {"tagged_slices"}),
+        ("without_tagged_absence", {"tagged_absence"}),
+        ("masks_only", CAM | {"tagged_absence"}),
     ],
 )
 def test_an_overlay_switches_a_family_off_for_the_whole_training(overlay: str, terms: set[str]) -> None:

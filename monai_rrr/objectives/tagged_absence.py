@@ -9,7 +9,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Slice tags for the label map: a slice holds a region somewhere, or nowhere."""
+"""Slices that are tagged to hold none of a region have no voxel of it in the label map."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from monai_rrr.attribution.pooling import masked_log_mean_exp
 from monai_rrr.attribution.trace import Trace
 from monai_rrr.losses.reduction import full_precision, weighted_mean
 
-__all__ = ["TaggedSlices"]
+__all__ = ["TaggedAbsence"]
 
 
 @dataclass(frozen=True)
-class TaggedSlices:
-    r"""Cross-entropy of the slices' tags with what the label map holds: supervision of cases without any mask.
+class TaggedAbsence:
+    r"""Cross-entropy of the label map where tags say that a region is absent: supervision of cases without any mask.
 
     .. math:: s_k(v) = \log \frac{\sum_{c \in k} p_c(v)}{\sum_{c \notin k} p_c(v)}, \qquad
               z_{kd} = \frac1r \log \operatorname{mean}_{v\,:\, v_z = d,\ v \in \text{brain}} e^{r\, s_k(v)}, \qquad
-              L = \operatorname{mean}_{b,k,d} \mathrm{BCE}(z_{bkd}, y_{bkd})
+              L = \operatorname{mean}_{b,k,d\,:\, y_{bkd} = 0} \log \big(1 + e^{z_{bkd}}\big)
 
-    A slice without a region has no voxel of it, and one with it has some: the smooth maximum puts the gradient on the
-    voxels that are called the region most, so that a small false lesion counts as much as a large one. A mean over the
-    background, which was tried first, hardly moves them. Mean over all known tags of slices with brain; 0, with zero
-    gradient, when there is none in the batch. A positive tag counts in the first view only, as a warped one may have
-    lost the region; negative tags always hold.
+    The smooth maximum puts the gradient on the voxels that are called the region most, so that a small false lesion
+    counts as much as a large one; a mean over the background, which was tried first, hardly moves it. Mean over all
+    tags of absence in slices with brain; 0, with zero gradient, when there is none in the batch. Tags of presence are
+    left to the terms on class maps: a slice that holds a region somewhere asks the label map for more of it than there
+    is (tried, too: TC and ET were drawn where they are not).
 
     Args:
         layer: that holds the logits of the label map. Default: what the network returns.
@@ -48,14 +48,14 @@ class TaggedSlices:
         sharpness: ``r`` of the pooling, see :func:`~monai_rrr.attribution.masked_log_mean_exp`.
 
     Shape:
-        - logits: ``BCHWD``; batch: ``slice_label`` ``B K D``, 0 absent, 1 present, NaN unknown; ``brain`` ``B1HWD``;
-          ``warp``, where the second half of the batch are warped views of the first.
+        - logits: ``BCHWD``; batch: ``slice_label`` ``B K D``, 0 absent, 1 present, NaN unknown; ``brain`` ``B1HWD``.
 
     Raises:
         ValueError: When the tags do not fit the logits, or ``sharpness`` is not positive.
 
     Reference:
-        Ours; the pooling of :class:`~monai_rrr.objectives.TagClassification`, on the label map in place of class maps.
+        Ours. Of the tags of Patel and Dolz, arXiv 2104.02488, it takes the negative ones alone, with the pooling of
+        :class:`~monai_rrr.objectives.TagClassification`.
     """
 
     layer: str | None = None
@@ -85,10 +85,4 @@ class TaggedSlices:
         ]
         brain = batch["brain"].bool()
         score = masked_log_mean_exp(torch.stack(odds, 1), brain, [2, 3], self.sharpness)
-        known = ~tags.isnan() & brain.flatten(2, 3).any(2)
-        if batch.get("warp") is not None:
-            # a warped view may have lost the region
-            first = torch.arange(len(tags), device=tags.device) < len(tags) // 2
-            known = known & (first[:, None, None] | (tags < 0.5))
-        value = F.binary_cross_entropy_with_logits(score, tags.nan_to_num(0.0).to(score), reduction="none")
-        return weighted_mean(value, known)
+        return weighted_mean(F.softplus(score), (tags == 0) & brain.flatten(2, 3).any(2))

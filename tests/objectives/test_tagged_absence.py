@@ -9,7 +9,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Slice tags for the label map, against a reference of loops."""
+"""Slices tagged to hold none of a region, against a reference of loops."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_rrr.attribution import Trace
-from monai_rrr.objectives import TaggedSlices
+from monai_rrr.objectives import TaggedAbsence
 
 REGIONS = ((1, 2, 3), (1, 3), (3,))
 UNKNOWN = torch.nan
@@ -39,7 +39,7 @@ def tags() -> Tensor:
     """The first sample has WT on two slices and no ET; of the second nothing is known but one slice."""
     found = torch.full((2, 3, 4), UNKNOWN, dtype=torch.float64)
     found[0] = torch.tensor([[0, 1, 1, 0], [0, 1, UNKNOWN, 0], [0, 0, 0, 0]])
-    found[1, 0, 2] = 1
+    found[1, 0, 2] = 0
     return found
 
 
@@ -51,14 +51,13 @@ def brain() -> Tensor:
     return found
 
 
-def reference(z: Tensor, labels: Tensor, inside: Tensor, positive: tuple[bool, bool], sharpness: float) -> float:
+def reference(z: Tensor, labels: Tensor, inside: Tensor, sharpness: float) -> float:
     values = []
     for b in range(2):
         for k, classes in enumerate(REGIONS):
             for d in range(4):
                 voxels = inside[b, 0, :, :, d].nonzero().tolist()
-                label = float(labels[b, k, d])
-                if math.isnan(label) or not voxels or (label == 1 and not positive[b]):
+                if labels[b, k, d] != 0 or not voxels:
                     continue
                 powers = []
                 for x, y in voxels:
@@ -66,33 +65,35 @@ def reference(z: Tensor, labels: Tensor, inside: Tensor, positive: tuple[bool, b
                     own = sum(float(p[c]) for c in classes)
                     powers.append(math.exp(sharpness * math.log(own / (1 - own))))
                 score = math.log(sum(powers) / len(powers)) / sharpness
-                p = 1 / (1 + math.exp(-score))
-                values.append(-math.log(p if label else 1 - p))
+                values.append(math.log(1 + math.exp(score)))
     return sum(values) / len(values)
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 5.0])
 def test_value_slice_by_slice(sharpness: float) -> None:
     batch = {"slice_label": tags(), "brain": brain()}
-    value = TaggedSlices(sharpness=sharpness)(trace(logits()), batch)
-    assert float(value) == pytest.approx(reference(logits(), tags(), brain(), (True, True), sharpness), abs=1e-9)
+    value = TaggedAbsence(sharpness=sharpness)(trace(logits()), batch)
+    assert float(value) == pytest.approx(reference(logits(), tags(), brain(), sharpness), abs=1e-9)
 
 
-def test_positive_tags_of_a_warped_view_do_not_count() -> None:
-    batch = {"slice_label": tags(), "brain": brain(), "warp": object()}
-    value = TaggedSlices()(trace(logits()), batch)
-    assert float(value) == pytest.approx(reference(logits(), tags(), brain(), (True, False), 5.0), abs=1e-9)
+def test_only_the_slices_without_the_region_get_a_gradient() -> None:
+    z = logits().requires_grad_()
+    TaggedAbsence()(trace(z), {"slice_label": tags(), "brain": torch.ones_like(brain())}).backward()
+    moved = z.grad.abs().amax((1, 2, 3)) > 0
+    assert moved.tolist() == [[True, True, True, True], [False, False, True, False]]
+    assert bool((z.grad[0, 3] > 0).all()), "there is no ET in any slice"
+    assert bool((z.grad[0, 0] < 0).all()), "background gains wherever anything is absent"
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
     z = logits().requires_grad_()
     batch = {"slice_label": tags(), "brain": brain()}
-    assert torch.autograd.gradcheck(lambda x: TaggedSlices()(trace(x), batch), z)
+    assert torch.autograd.gradcheck(lambda x: TaggedAbsence()(trace(x), batch), z)
 
 
 def test_a_small_false_lesion_counts_as_much_as_a_large_one() -> None:
     """What a mean over the background lacks: the loss of one voxel is that of all of them, but for a logarithm."""
-    term, losses, means = TaggedSlices(regions=((1, 2, 3),)), [], []
+    term, losses, means = TaggedAbsence(regions=((1, 2, 3),)), [], []
     batch = {"slice_label": torch.zeros(1, 1, 1), "brain": torch.ones(1, 1, 10, 10, 1)}
     for voxels in (1, 100):
         z = torch.zeros(1, 4, 10, 10, 1)
@@ -106,7 +107,7 @@ def test_a_small_false_lesion_counts_as_much_as_a_large_one() -> None:
 
 def test_nothing_known_is_zero_with_zero_gradient() -> None:
     z = logits().requires_grad_()
-    value = TaggedSlices()(trace(z), {"slice_label": torch.full((2, 3, 4), UNKNOWN), "brain": brain()})
+    value = TaggedAbsence()(trace(z), {"slice_label": torch.full((2, 3, 4), UNKNOWN), "brain": brain()})
     value.backward()
     assert float(value.detach()) == 0
     assert not z.grad.any()
@@ -115,7 +116,7 @@ def test_nothing_known_is_zero_with_zero_gradient() -> None:
 def test_sure_logits_stay_finite_and_a_layer_may_be_named() -> None:
     z = (1e4 * logits()).requires_grad_()
     found = Trace(nn.Identity(), ("consensus",), torch.zeros(2, 1, 3, 2, 4), torch.zeros(2, 3), {"consensus": z})
-    term = TaggedSlices(layer="consensus")
+    term = TaggedAbsence(layer="consensus")
     assert term.layers == ("consensus",)
     value = term(found, {"slice_label": tags(), "brain": brain()})
     value.backward()
@@ -124,6 +125,6 @@ def test_sure_logits_stay_finite_and_a_layer_may_be_named() -> None:
 
 def test_exceptions() -> None:
     with pytest.raises(ValueError, match=r"slice_label must be \(2, 3, 4\), got \(2, 3, 5\)"):
-        TaggedSlices()(trace(logits()), {"slice_label": torch.zeros(2, 3, 5), "brain": brain()})
+        TaggedAbsence()(trace(logits()), {"slice_label": torch.zeros(2, 3, 5), "brain": brain()})
     with pytest.raises(ValueError, match="sharpness must be positive, got 0"):
-        TaggedSlices(sharpness=0)
+        TaggedAbsence(sharpness=0)
