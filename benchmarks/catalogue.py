@@ -15,8 +15,9 @@
     python benchmarks/catalogue.py
 
 runs the tests of all rows and writes ``benchmarks/results/catalogue.json`` and ``.md``; ``--reports FILE ...`` reads
-their results from whole runs of the suite instead (``pytest --junitxml=FILE``). Rows that do not apply yet are listed
-with the reason.
+their results from whole runs of the suites instead (``make test PYTEST_ADDOPTS=--junitxml=FILE``, ``test-slow`` and
+``test-label``). Rows of the labeling server need its environment (``make install-label``, and
+``MONAI_RRR_LABEL_PYTHON=.venv-label/bin/python``). Rows that do not apply yet are listed with the reason.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def read(reports: list[Path]) -> dict[str, list[tuple[str, float]]]:
 def main() -> None:
     """Run, then write both files; the exit code says whether every row that applies passed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--reports", nargs="+", type=Path, help="JUnit files of the fast and of the slow suite")
+    parser.add_argument("--reports", nargs="+", type=Path, help="JUnit files of the suites")
     arguments = parser.parse_args()
     catalogue, found = load_rows()
     tests = sorted({test for tests in found.values() for test in tests})
@@ -95,7 +96,7 @@ def main() -> None:
             }
         )
     record = {
-        "command": "python benchmarks/catalogue.py" + (" --reports FAST SLOW" if arguments.reports else ""),
+        "command": "python benchmarks/catalogue.py" + (" --reports FAST SLOW LABEL" if arguments.reports else ""),
         "date": date.today().isoformat(),
         "hardware": f"{os.cpu_count()} shared {platform.machine()} cores, CPU",
         "versions": {name: version(name) for name in ("monai-rrr", "monai", "torch", "pytorch-ignite", "nibabel")},
