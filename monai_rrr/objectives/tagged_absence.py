@@ -9,7 +9,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Slices that are tagged to hold none of a region have no voxel of it in the label map."""
+"""Slices that are tagged to hold none of a region have no voxel of it in the label map, in cases that nobody drew."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ class TaggedAbsence:
 
     .. math:: s_k(v) = \log \frac{\sum_{c \in k} p_c(v)}{\sum_{c \notin k} p_c(v)}, \qquad
               z_{kd} = \frac1r \log \operatorname{mean}_{v\,:\, v_z = d,\ v \in \text{brain}} e^{r\, s_k(v)}, \qquad
-              L = \operatorname{mean}_{b,k,d\,:\, y_{bkd} = 0} \log \big(1 + e^{z_{bkd}}\big)
+              L = \operatorname{mean}_{b,k,d\,:\, \text{not drawn}_b,\ y_{bkd} = 0} \log \big(1 + e^{z_{bkd}}\big)
 
     The smooth maximum puts the gradient on the voxels that are called the region most, so that a small false lesion
     counts as much as a large one; a mean over the background, which was tried first, hardly moves it. Mean over all
-    tags of absence in slices with brain; 0, with zero gradient, when there is none in the batch. Tags of presence are
-    left to the terms on class maps: a slice that holds a region somewhere asks the label map for more of it than there
-    is (tried, too: TC and ET were drawn where they are not).
+    tags of absence in slices with brain of cases that nobody drew; 0, with zero gradient, when there is none in the
+    batch. Where there are masks, they say more, and the term made the label map miss small regions. Tags of presence
+    are left to the terms on class maps: a slice that holds a region somewhere asks the label map for more of it than
+    there is (tried, too: TC and ET were drawn where they are not).
 
     Args:
         layer: that holds the logits of the label map. Default: what the network returns.
@@ -48,7 +49,8 @@ class TaggedAbsence:
         sharpness: ``r`` of the pooling, see :func:`~monai_rrr.attribution.masked_log_mean_exp`.
 
     Shape:
-        - logits: ``BCHWD``; batch: ``slice_label`` ``B K D``, 0 absent, 1 present, NaN unknown; ``brain`` ``B1HWD``.
+        - logits: ``BCHWD``; batch: ``slice_label`` ``B K D``, 0 absent, 1 present, NaN unknown; ``brain`` ``B1HWD``;
+          ``annotated`` ``BR``, who drew what; default: nobody anything.
 
     Raises:
         ValueError: When the tags do not fit the logits, or ``sharpness`` is not positive.
@@ -85,4 +87,7 @@ class TaggedAbsence:
         ]
         brain = batch["brain"].bool()
         score = masked_log_mean_exp(torch.stack(odds, 1), brain, [2, 3], self.sharpness)
-        return weighted_mean(F.softplus(score), (tags == 0) & brain.flatten(2, 3).any(2))
+        counts = (tags == 0) & brain.flatten(2, 3).any(2)
+        if "annotated" in batch:
+            counts = counts & ~batch["annotated"].bool().any(1)[:, None, None]
+        return weighted_mean(F.softplus(score), counts)

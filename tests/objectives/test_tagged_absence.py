@@ -85,6 +85,17 @@ def test_only_the_slices_without_the_region_get_a_gradient() -> None:
     assert bool((z.grad[0, 0] < 0).all()), "background gains wherever anything is absent"
 
 
+def test_cases_that_somebody_drew_do_not_count() -> None:
+    z = logits().requires_grad_()
+    batch = {"slice_label": tags(), "brain": brain(), "annotated": torch.tensor([[False, True], [False, False]])}
+    value = TaggedAbsence()(trace(z), batch)
+    value.backward()
+    unknown = tags()
+    unknown[0] = UNKNOWN
+    assert float(value.detach()) == pytest.approx(reference(logits(), unknown, brain(), 5.0), abs=1e-9)
+    assert not z.grad[0].any()
+
+
 def test_gradients_are_those_of_finite_differences() -> None:
     z = logits().requires_grad_()
     batch = {"slice_label": tags(), "brain": brain()}
