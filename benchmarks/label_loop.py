@@ -209,16 +209,14 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if not own:
             continue
         row: dict[str, Any] = {"corrected": k, "seeds": [r["seed"] for r in own]}
-        for name in SECTIONS:
-            by_seed = [accuracy(r["sets"][name]) for r in own]
-            row[f"accuracy_{name}"] = rounded(bootstrap_mean([v for values in by_seed for v in values]))
-            row[f"accuracy_{name}_by_seed"] = [round(statistics.fmean(values), 4) for values in by_seed]
-            row[f"auc_{name}_by_seed"] = [round(auc(r["sets"][name]), 4) for r in own]
         thresholds = [best_threshold(r["sets"]["iid"]) for r in own]
+        for key, at in (("accuracy", [SHOWN] * len(own)), ("chosen", thresholds)):
+            for name in SECTIONS:
+                by_seed = [accuracy(r["sets"][name], threshold) for r, threshold in zip(own, at, strict=True)]
+                row[f"{key}_{name}"] = rounded(bootstrap_mean([v for values in by_seed for v in values]))
+                row[f"{key}_{name}_by_seed"] = [round(statistics.fmean(values), 4) for values in by_seed]
         for name in SECTIONS:
-            by_seed = [accuracy(r["sets"][name], t) for r, t in zip(own, thresholds, strict=True)]
-            row[f"chosen_{name}"] = rounded(bootstrap_mean([v for values in by_seed for v in values]))
-            row[f"chosen_{name}_by_seed"] = [round(statistics.fmean(values), 4) for values in by_seed]
+            row[f"auc_{name}_by_seed"] = [round(auc(r["sets"][name]), 4) for r in own]
         row["threshold_by_seed"] = [round(t, 4) for t in thresholds]
         for key in ("lift", "marker"):
             row[key] = rounded(bootstrap_mean([v for r in own for v in r["sets"]["iid"][key]]))

@@ -54,14 +54,19 @@ def dice_of(records: Sequence[Record], result: str, region: int, subset: str = F
 
 def difference(a: Sequence[Record], b: Sequence[Record], region: int) -> Interval | None:
     """Paired difference of the results of two arms, over the seeds that both have."""
-    seeds = {seed_of(record) for record in a} & {seed_of(record) for record in b}
-    if not seeds:
+    first, second = of_common_seeds(a, b)
+    if not first:
         return None
-    first, second = ([record for record in records if seed_of(record) in seeds] for records in (a, b))
     return paired_difference(
         dice_of(first, ARMS[first[0]["config"]["arm"]].result, region),
         dice_of(second, ARMS[second[0]["config"]["arm"]].result, region),
     )
+
+
+def of_common_seeds(a: Sequence[Record], b: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """Runs of two arms with the seeds that both have."""
+    seeds = {seed_of(record) for record in a} & {seed_of(record) for record in b}
+    return [r for r in a if seed_of(r) in seeds], [r for r in b if seed_of(r) in seeds]
 
 
 def seed_of(record: Record) -> int:
@@ -111,13 +116,9 @@ def bars_of(groups: dict[str, list[Record]]) -> list[Record]:
         if "masks" in groups and own and (found := difference(own, groups["masks"], 0)):
             met = found.mean >= 0.05
             bars.append({"asked": f"WT, {arm} minus masks: at least 0.05", "found": rounded(found), "met": met})
-        seeds = {seed_of(record) for record in own} & {seed_of(record) for record in groups.get("all", [])}
-        if seeds:
-            pair = [
-                dice_of([r for r in group if seed_of(r) in seeds], "consensus", 0).mean()
-                for group in (own, groups["all"])
-            ]
-            share = float(pair[0] / pair[1])
+        first, second = of_common_seeds(own, groups.get("all", []))
+        if first:
+            share = float(dice_of(first, "consensus", 0).mean() / dice_of(second, "consensus", 0).mean())
             bars.append({"asked": f"WT, {arm} over all: at least 0.9", "found": round(share, 4), "met": share >= 0.9})
     return bars
 
